@@ -1,0 +1,1 @@
+"""What an adapter is: formats, validation, manifest, versions, store, residency. No gRPC, no engine."""

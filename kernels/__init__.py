@@ -1,0 +1,1 @@
+"""Numerical core: multi-adapter LoRA, its plan, and attention. Knows tensors only."""

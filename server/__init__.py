@@ -1,0 +1,1 @@
+"""The running service: engine, gRPC services, metrics, configuration."""

@@ -1,0 +1,1 @@
+"""Engine: scheduler, KV blocks, model runner, sampler. Knows no gRPC."""

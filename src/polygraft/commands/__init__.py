@@ -1,0 +1,1 @@
+"""Commands of the `polygraft` program, one module each; heavy imports happen inside functions."""

@@ -1,0 +1,1 @@
+"""Makes adapters, scores them, pushes them. Uses `adapters` and `polygraft.client` only."""

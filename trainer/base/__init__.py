@@ -1,0 +1,1 @@
+"""The bundled base model: made corpus, tokenizer, pre-training."""
