@@ -1,0 +1,161 @@
+"""The domain errors of Polygraft, one tree. Knows no gRPC: `server.grpc.status` maps each to a status.
+
+PolygraftError
+├── InvalidRequest        a field of the request is wrong; nothing was queued or written
+├── NotFound
+│   ├── AdapterNotFound   no such name, version number, alias or digest
+│   └── UploadNotFound    no such upload
+├── AdapterInvalid        the files are broken or use a feature that is not supported
+│   ├── AdapterUnsupported
+│   └── AdapterCorrupt    stored bytes no longer match their digest
+├── AdapterIncompatible   right files, other base: fingerprint, shape, rank over the limit
+├── AdapterInUse          the version is referenced by an alias or by running requests
+├── AliasConflict         the alias moved since it was read
+├── UploadConflict        the same upload id with another header
+├── UploadCorrupt         declared size or sha256 does not match the bytes received
+├── Overloaded            a queue or the adapter pool is full; retrying later may succeed
+├── Unavailable           starting, draining, or the engine is dead
+├── DeadlineExpired       the caller's deadline passed
+└── NonFinite             the model produced NaN or Inf for this sequence
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class PolygraftError(Exception):
+    """Base of every error that a caller is told about.
+
+    `message` is one sentence that says what was wrong, where, the limit and what to do.
+    `item` names the field, tensor or config key; `file` the file it was read from; `found` and
+    `allowed` are the offending value and the limit as text; `hint` is the way out; `metadata`
+    carries machine-readable extras (for example the current generation of an alias).
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        file: str | None = None,
+        item: str | None = None,
+        found: object = None,
+        allowed: object = None,
+        hint: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = reason or self.reason
+        self.file = file
+        self.item = item
+        self.found = found
+        self.allowed = allowed
+        self.hint = hint
+        self.metadata = dict(metadata or {})
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.file, self.item) if part)
+        text = f"{place}: {self.message}" if place else self.message
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class InvalidRequest(PolygraftError):
+    """A request field is out of range, missing or contradictory. `item` names the field."""
+
+    reason = "INVALID_REQUEST"
+
+
+class NotFound(PolygraftError):
+    """Something named in the request does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class AdapterNotFound(NotFound):
+    """No adapter has this name, number, alias or digest."""
+
+    reason = "ADAPTER_NOT_FOUND"
+
+
+class UploadNotFound(NotFound):
+    """No upload has this id."""
+
+    reason = "UPLOAD_NOT_FOUND"
+
+
+class AdapterInvalid(PolygraftError):
+    """The adapter's files are broken; do not retry until they are fixed."""
+
+    reason = "ADAPTER_INVALID"
+
+
+class AdapterUnsupported(AdapterInvalid):
+    """The files use a feature that the server would not apply exactly, so they are refused."""
+
+    reason = "ADAPTER_UNSUPPORTED"
+
+
+class AdapterCorrupt(AdapterInvalid):
+    """Stored bytes no longer match the digest they were published under."""
+
+    reason = "ADAPTER_CORRUPT"
+
+
+class AdapterIncompatible(PolygraftError):
+    """The adapter was made for another base, or exceeds a limit of this server."""
+
+    reason = "ADAPTER_INCOMPATIBLE"
+
+
+class AdapterInUse(PolygraftError):
+    """An alias or a running request still refers to the version."""
+
+    reason = "ADAPTER_IN_USE"
+
+
+class AliasConflict(PolygraftError):
+    """The alias is not at the expected generation; `metadata["generation"]` is the current one."""
+
+    reason = "ALIAS_CONFLICT"
+
+
+class UploadConflict(PolygraftError):
+    """The upload id is in use with a different header."""
+
+    reason = "UPLOAD_CONFLICT"
+
+
+class UploadCorrupt(PolygraftError):
+    """The bytes received do not have the declared size or sha256; nothing was published."""
+
+    reason = "UPLOAD_CORRUPT"
+
+
+class Overloaded(PolygraftError):
+    """A bounded queue or the adapter pool is full. `retry_after` seconds is an estimate."""
+
+    reason = "QUEUE_FULL"
+    retry_after: float = 1.0
+
+
+class Unavailable(PolygraftError):
+    """The server is starting, draining, or its engine has died."""
+
+    reason = "ENGINE_DEAD"
+
+
+class DeadlineExpired(PolygraftError):
+    """The caller's deadline passed before the work was done."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class NonFinite(PolygraftError):
+    """The logits of one sequence contained NaN or Inf; only that sequence was ended."""
+
+    reason = "NON_FINITE"

@@ -1,0 +1,100 @@
+"""What crosses the border of the engine: requests in, outputs out. Plain data, no torch, no gRPC.
+
+`Engine.submit(EngineRequest)` hands a request over; the engine answers with one list of
+`SequenceOutput` per step, delivered from the engine thread to the `publish` callback. The last
+output of a request has `finish_reason` or `error` set; after it the engine holds nothing for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # end-of-sequence token or a stop token id
+    LENGTH = "length"  # max_output_tokens reached
+    TIME_LIMIT = "time_limit"  # the request's own time limit; the text is partial
+    CANCELLED = "cancelled"  # abort(): client gone, RPC deadline, stop string found upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 is greedy and ignores the rest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int = 0  # the same seed gives the same tokens in any batch
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a sequence ends."""
+
+    max_output_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()  # ended by these; includes the base's EOS ids
+    time_limit: float | None = None  # seconds from submit; partial text after it
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One generation (or scoring) job.
+
+    `adapter` is the digest of an adapter version the caller has *acquired* from
+    `Residency.acquire`; the engine releases it when the sequence ends. None is the base alone.
+    `score_from`: positions >= score_from of `prompt_token_ids` are scored (log-probability of
+    each given everything before it); such a request generates `stopping.max_output_tokens` = 0.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    stopping: Stopping
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None
+    logprobs: bool = False  # log-probability of each output token
+    score_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step produced for one request.
+
+    `logprobs` is parallel to `token_ids` when asked for. For a scoring request `token_ids` is
+    empty and `logprobs` / `greedy` hold one entry per scored position, all in the last output.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    greedy: tuple[bool, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None  # a PolygraftError, or an unexpected one (INTERNAL)
+    virtual_tokens: int = 0
+    queue_seconds: float = 0.0  # submit to first scheduled step; set on the first output
+
+    @property
+    def is_final(self) -> bool:
+        """True on the last output of a request."""
+        return self.finish_reason is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for metrics and health; cheap to take from any thread."""
+
+    waiting: int  # sequences not yet admitted
+    loading: int  # of those, waiting for an adapter
+    running: int
+    total_blocks: int
+    free_blocks: int
+    steps: int
+    preemptions: int
+    prompt_tokens: int  # computed so far
+    output_tokens: int
+    pool_rows: int  # rank rows of the device pool
+    free_pool_rows: int
+    last_step_age: float | None  # seconds since the last step finished; None before the first
+    alive: bool
