@@ -1,1 +1,28 @@
-"""Commands of the `polygraft` program, one module each; heavy imports happen inside functions."""
+"""Commands of the `polygraft` program, one module each, imported only when the command is run.
+
+How to add a command `x`:
+
+1. Add a line to `COMMANDS` (its order is the order of `polygraft --help`).
+2. Write `commands/x.py` with `app = typer.Typer(...)`. One `@app.command()` and no callback makes
+   the plain command `polygraft x`; for sub-commands (`polygraft x build`) also give the app an
+   `@app.callback()`, whose docstring is the help of the group.
+3. Import heavy things (torch, transformers, grpc, the trainer) inside the functions, so that
+   `polygraft x --help` stays quick.
+4. Print results to stdout, all else to stderr. Report failure by raising a `PolygraftError` or
+   `commands.failure.CommandFailed`: `cli.py` prints one sentence and sets the exit code.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+COMMANDS: Final[dict[str, str]] = {
+    "serve": "Serve a base model and its adapters over gRPC.",
+    "generate": "Generate text with the base or an adapter, streamed to the terminal.",
+    "adapters": "List, show, push, promote and delete the adapters of a server.",
+    "train": "Train an adapter from a recipe.",
+    "score": "Score an adapter, or the base, on held-out data.",
+    "base": "Build the bundled base model.",
+    "demo": "Show the whole system at work in about a minute.",
+}
+"""Command name, which is also the module's name, to its line in `polygraft --help`."""
