@@ -1,0 +1,58 @@
+# Polygraft: every task a developer needs. `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Why: with the checkout on sys.path, our kernels/ and adapters/ would shadow the libraries of those
+# names. See CONTRIBUTING.md, "Traps".
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := .venv/bin
+BASE_STAMP := .venv/.installed-base
+DEV_STAMP := .venv/.installed-dev
+INSTALL_INPUTS := pyproject.toml constraints.txt scripts/install
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --preset quick
+SERVE_ARGS ?=
+
+.PHONY: help setup demo test check fmt protos serve bench clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BASE_STAMP): $(INSTALL_INPUTS)
+	@scripts/install base
+
+$(DEV_STAMP): $(INSTALL_INPUTS)
+	@scripts/install dev
+
+setup: $(DEV_STAMP) ## make .venv with every pinned dependency, for development
+
+demo: $(BASE_STAMP) ## serve, train two adapters, swap them under load, show what happened
+	@$(BIN)/polygraft demo
+
+test: check ## everything CI runs: check, then the tests
+	@scripts/fetch-promtool
+	@$(BIN)/pytest --durations=15 $(PYTEST_ARGS)
+
+check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos
+	@scripts/check
+
+fmt: $(DEV_STAMP) ## rewrite the code in the house format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+protos: $(DEV_STAMP) ## regenerate the committed protobuf stubs
+	@scripts/generate-protos
+
+serve: $(BASE_STAMP) ## serve the bundled base on 127.0.0.1:50051 (SERVE_ARGS="--model DIR ...")
+	@$(BIN)/polygraft serve $(SERVE_ARGS)
+
+bench: $(DEV_STAMP) ## measure serving against PEFT (BENCH_ARGS="--preset full --json out.jsonl")
+	@$(BIN)/python benchmarks/serving.py $(BENCH_ARGS)
+
+clean: ## remove .venv and everything generated
+	@rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
