@@ -1,0 +1,229 @@
+"""Attention over a paged KV cache on a CPU, for a flat batch of decodes and prefill chunks.
+
+Knows tensors and cell numbers, not sequences. A *cell* is one token's place in the cache. A
+sequence whose blocks are adjacent is read through a view; others are gathered into scratch memory
+that is kept between calls, since fresh memory costs more than the copy itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LONG_CONTEXT = 512  # from here on decodes are attended one by one instead of padded together
+
+
+@dataclass(slots=True)
+class Context:
+    """The keys one sequence may see: cells of positions 0 .. length-1."""
+
+    cells: Tensor  # [length] int64
+    first_cell: int | None  # set when the cells are adjacent: the context is a view
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return int(self.cells.shape[0])
+
+
+@dataclass(slots=True)
+class PrefillRows:
+    """Rows [start, end) of the step: the last `end - start` positions of `context`."""
+
+    start: int
+    end: int
+    context: Context
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class DecodeRows:
+    """One row per sequence. `rows` is None when the decodes are all rows of the step, in order.
+
+    cells: [B, longest] padded with the sequence's own first cell; lengths: [B].
+    """
+
+    rows: Tensor | None
+    cells: Tensor
+    lengths: Tensor
+    contexts: list[Context]
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether padding every context to the longest is the cheaper way."""
+        longest = self.cells.shape[1]
+        wasted = self.cells.numel() - int(self.lengths.sum())
+        return longest < LONG_CONTEXT and wasted <= self.cells.numel() // 2
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """What one step attends to. Built once per step, read by every layer."""
+
+    prefills: list[PrefillRows]
+    decodes: DecodeRows | None
+
+
+class PagedAttention:
+    """Attention of one step for any layer. Owns scratch memory; not shared between threads."""
+
+    def __init__(self) -> None:
+        self._scratch: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(
+        self,
+        plan: AttentionPlan,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """q: [num_tokens, heads, d]; keys: [cells, kv_heads, d]; values: [cells, kv_heads, d_v].
+
+        Returns [num_tokens, heads, d_v]. window: key j is seen from position i iff
+        j > i - window (transformers' meaning); None for full attention.
+        """
+        out = q.new_empty(q.shape[0], q.shape[1], values.shape[2])
+        for chunk in plan.prefills:
+            rows = slice(chunk.start, chunk.end)
+            out[rows] = self._prefill(chunk, q[rows], keys, values, scaling, window)
+        decodes = plan.decodes
+        if decodes is not None:
+            picked = q if decodes.rows is None else q.index_select(0, decodes.rows)
+            attend = self._decode_padded if decodes.is_padded else self._decode_each
+            result = attend(decodes, picked, keys, values, scaling, window)
+            if decodes.rows is None:
+                return result
+            out.index_copy_(0, decodes.rows, result)
+        return out
+
+    def _prefill(
+        self,
+        chunk: PrefillRows,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        k, v = self._read(chunk.context, keys, values)
+        groups = q.shape[1] // k.shape[1]
+        n, length = q.shape[0], k.shape[0]
+        whole = n == length and (window is None or length <= window)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            _repeat_heads(k, groups),
+            _repeat_heads(v, groups),
+            attn_mask=None if whole else _chunk_mask(chunk, n, length, window, q.dtype),
+            is_causal=whole,
+            scale=scaling,
+        )
+        return out[0].transpose(0, 1)
+
+    def _decode_padded(
+        self,
+        decodes: DecodeRows,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        batch, longest = decodes.cells.shape
+        flat = decodes.cells.view(-1)
+        k = self._gather("k", keys, flat).view(batch, longest, *keys.shape[1:])
+        v = self._gather("v", values, flat).view(batch, longest, *values.shape[1:])
+        kv_heads = keys.shape[1]
+        # The query heads of one key head become query rows: exact, as each sequence has one query.
+        out = F.scaled_dot_product_attention(
+            q.view(batch, kv_heads, -1, q.shape[-1]),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=_decode_mask(decodes, window, q.dtype),
+            scale=scaling,
+        )
+        return out.reshape(batch, q.shape[1], -1)
+
+    def _decode_each(
+        self,
+        decodes: DecodeRows,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        out = q.new_empty(q.shape[0], q.shape[1], values.shape[2])
+        kv_heads = keys.shape[1]
+        for row, context in enumerate(decodes.contexts):
+            visible = _clip(context, window)
+            k, v = self._read(visible, keys, values)
+            result = F.scaled_dot_product_attention(
+                q[row].view(1, kv_heads, -1, q.shape[-1]),
+                k.transpose(0, 1)[None],
+                v.transpose(0, 1)[None],
+                scale=scaling,
+            )
+            out[row] = result.view(q.shape[1], -1)
+        return out
+
+    def _read(self, context: Context, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if context.first_cell is not None:
+            span = slice(context.first_cell, context.first_cell + context.length)
+            return keys[span], values[span]
+        return self._gather("k", keys, context.cells), self._gather("v", values, context.cells)
+
+    def _gather(self, name: str, cache: Tensor, cells: Tensor) -> Tensor:
+        count = cells.shape[0]
+        key = (name, cache.dtype)
+        scratch = self._scratch.get(key)
+        if scratch is None or scratch.shape[0] < count or scratch.shape[1:] != cache.shape[1:]:
+            scratch = cache.new_empty(max(count, 1024), *cache.shape[1:])
+            self._scratch[key] = scratch
+        return torch.index_select(cache, 0, cells, out=scratch[:count])
+
+
+def _repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """[length, kv_heads, d] -> [1, kv_heads * groups, length, d]."""
+    x = x.transpose(0, 1)
+    return (x.repeat_interleave(groups, dim=0) if groups > 1 else x)[None]
+
+
+def _clip(context: Context, window: int | None) -> Context:
+    if window is None or context.length <= window:
+        return context
+    skip = context.length - window
+    first = None if context.first_cell is None else context.first_cell + skip
+    return Context(context.cells[skip:], first)
+
+
+def _chunk_mask(
+    chunk: PrefillRows, n: int, length: int, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    if window not in chunk.masks:
+        position = torch.arange(length - n, length)[:, None]
+        key = torch.arange(length)[None, :]
+        hidden = key > position
+        if window is not None:
+            hidden = hidden | (key <= position - window)
+        chunk.masks[window] = torch.zeros(n, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    return chunk.masks[window]
+
+
+def _decode_mask(decodes: DecodeRows, window: int | None, dtype: torch.dtype) -> Tensor:
+    if window not in decodes.masks:
+        batch, longest = decodes.cells.shape
+        key = torch.arange(longest)[None, :]
+        length = decodes.lengths[:, None]
+        hidden = key >= length
+        if window is not None:
+            hidden = hidden | (key <= length - 1 - window)
+        mask = torch.zeros(batch, 1, 1, longest, dtype=dtype)
+        decodes.masks[window] = mask.masked_fill_(hidden[:, None, None, :], -torch.inf)
+    return decodes.masks[window]

@@ -1,0 +1,61 @@
+"""A frozen linear layer of several slices (q|k|v as one), with prepacked CPU weights where possible.
+
+Knows tensors only. oneDNN's blocked weight layout is 1.6 to 3 times faster than `F.linear` on a CPU
+for the row counts of decoding; the operators are private to torch, so they are feature-tested once
+and the plain path is taken, and reported by `PackedLinear.is_packed`, where they are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch build and CPU run oneDNN's prepacked linear exactly for `dtype`."""
+    try:
+        weight = torch.eye(32, dtype=dtype)
+        x = torch.arange(64, dtype=dtype).view(2, 32)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        return bool(torch.equal(y, x))
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        logger.warning("prepacked linear is unavailable for %s, using F.linear: %s", dtype, error)
+        return False
+
+
+class PackedLinear:
+    """`y = x W^T + b` for a frozen weight.
+
+    weight: [out_features, in_features]; bias: [out_features] or None. When packed, the plain copy
+    is not kept, so the weight is stored once. `rows_hint` is the row count the layout is tuned for.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, pack: bool, rows_hint: int = 8
+    ) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.bias = bias
+        self.is_packed = pack and weight.device.type == "cpu" and can_pack(weight.dtype)
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows_hint)
+            if self.is_packed
+            else weight.contiguous()
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in_features] -> [..., out_features]."""
+        if self.is_packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self._weight, self.bias, "none", [], ""
+            )
+            return y
+        return F.linear(x, self._weight, self.bias)

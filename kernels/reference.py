@@ -1,0 +1,54 @@
+"""The multi-adapter LoRA update written for clarity: the oracle of every faster path.
+
+    y[m] = x[m] W^T + b + scaling(m) * (x[m] lora_a(m)^T) lora_b(m)^T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def lora_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    adapters: Sequence[tuple[int, int, Tensor, Tensor, float]],
+) -> Tensor:
+    """Float64 result of a base linear with one adapter per row segment.
+
+    x: [num_tokens, in]; weight: [out, in]; adapters: (start, end, lora_a [rank, in],
+    lora_b [out, rank], scaling). Rows outside every segment are base only. Source: LoRA,
+    arXiv 2106.09685, section 4.1.
+    """
+    x = x.double()
+    y = x @ weight.double().t()
+    if bias is not None:
+        y = y + bias.double()
+    for start, end, lora_a, lora_b, scaling in adapters:
+        y[start:end] += scaling * (x[start:end] @ lora_a.double().t()) @ lora_b.double().t()
+    return y
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int | None
+) -> Tensor:
+    """Float64 causal attention of the last rows of one sequence.
+
+    q: [n, heads, d], the last n positions; k: [length, kv_heads, d]; v: [length, kv_heads, d_v].
+    window: key j is seen from position i iff j > i - window; None for full attention.
+    """
+    n, heads, _ = q.shape
+    length, kv_heads, _ = k.shape
+    k = k.double().repeat_interleave(heads // kv_heads, dim=1)
+    v = v.double().repeat_interleave(heads // kv_heads, dim=1)
+    scores = torch.einsum("nhd,lhd->hnl", q.double(), k) * scaling
+    position = torch.arange(length - n, length)[:, None]
+    key = torch.arange(length)[None, :]
+    hidden = key > position
+    if window is not None:
+        hidden = hidden | (key <= position - window)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return torch.einsum("hnl,lhd->nhd", weights, v)
