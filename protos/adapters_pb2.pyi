@@ -1,0 +1,228 @@
+import datetime
+
+from google.protobuf import empty_pb2 as _empty_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
+    ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
+    ADAPTER_KIND_SOFT_PROMPT: _ClassVar[AdapterKind]
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_STORE: _ClassVar[Tier]
+    TIER_LOADING: _ClassVar[Tier]
+    TIER_HOST: _ClassVar[Tier]
+    TIER_DEVICE: _ClassVar[Tier]
+    TIER_FAILED: _ClassVar[Tier]
+ADAPTER_KIND_UNSPECIFIED: AdapterKind
+ADAPTER_KIND_LORA: AdapterKind
+ADAPTER_KIND_SOFT_PROMPT: AdapterKind
+TIER_UNSPECIFIED: Tier
+TIER_STORE: Tier
+TIER_LOADING: Tier
+TIER_HOST: Tier
+TIER_DEVICE: Tier
+TIER_FAILED: Tier
+
+class UploadAdapterRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    chunk: UploadChunk
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_UNVERIFIED_BASE_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    files: _containers.RepeatedCompositeFieldContainer[FileDeclaration]
+    alias: str
+    allow_unverified_base: bool
+    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ...) -> None: ...
+
+class FileDeclaration(_message.Message):
+    __slots__ = ("name", "size_bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class UploadChunk(_message.Message):
+    __slots__ = ("file_index", "offset_bytes", "data")
+    FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    file_index: int
+    offset_bytes: int
+    data: bytes
+    def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadAdapterResponse(_message.Message):
+    __slots__ = ("version", "alias", "warnings")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    alias: Alias
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., alias: _Optional[_Union[Alias, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "version_count", "aliases", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version_count: int
+    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    version: AdapterVersion
+    def __init__(self, name: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+
+class AdapterVersion(_message.Message):
+    __slots__ = ("adapter_name", "number", "digest", "kind", "is_verified", "create_time", "size_bytes", "max_rank", "virtual_token_count", "variable_names", "tier", "reference_count", "manifest_json")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IS_VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    VIRTUAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VARIABLE_NAMES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    number: int
+    digest: str
+    kind: AdapterKind
+    is_verified: bool
+    create_time: _timestamp_pb2.Timestamp
+    size_bytes: int
+    max_rank: int
+    virtual_token_count: int
+    variable_names: _containers.RepeatedScalarFieldContainer[str]
+    tier: Tier
+    reference_count: int
+    manifest_json: str
+    def __init__(self, adapter_name: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., is_verified: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., variable_names: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., reference_count: _Optional[int] = ..., manifest_json: _Optional[str] = ...) -> None: ...
+
+class Alias(_message.Message):
+    __slots__ = ("adapter_name", "alias", "version_number", "digest", "generation", "update_time", "reason")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    alias: str
+    version_number: int
+    digest: str
+    generation: int
+    update_time: _timestamp_pb2.Timestamp
+    reason: str
+    def __init__(self, adapter_name: _Optional[str] = ..., alias: _Optional[str] = ..., version_number: _Optional[int] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetAdapterRequest(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    def __init__(self, adapter: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters", "next_page_token")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    next_page_token: str
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdapterVersionsRequest(_message.Message):
+    __slots__ = ("adapter_name", "page_size", "page_token")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    page_size: int
+    page_token: str
+    def __init__(self, adapter_name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdapterVersionsResponse(_message.Message):
+    __slots__ = ("versions", "next_page_token")
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
+    next_page_token: str
+    def __init__(self, versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteAdapterRequest(_message.Message):
+    __slots__ = ("adapter_name",)
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    def __init__(self, adapter_name: _Optional[str] = ...) -> None: ...
+
+class DeleteAdapterVersionRequest(_message.Message):
+    __slots__ = ("adapter_name", "version_number")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    version_number: int
+    def __init__(self, adapter_name: _Optional[str] = ..., version_number: _Optional[int] = ...) -> None: ...
+
+class UpdateAliasRequest(_message.Message):
+    __slots__ = ("adapter_name", "alias", "version_number", "expected_generation", "reason")
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    adapter_name: str
+    alias: str
+    version_number: int
+    expected_generation: int
+    reason: str
+    def __init__(self, adapter_name: _Optional[str] = ..., alias: _Optional[str] = ..., version_number: _Optional[int] = ..., expected_generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("adapter", "pin")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    pin: bool
+    def __init__(self, adapter: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    def __init__(self, adapter: _Optional[str] = ...) -> None: ...
