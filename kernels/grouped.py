@@ -92,7 +92,7 @@ class RankStack:
             columns = self.num_rows * len(pool.shape.slices)
             a = pool.a.new_zeros(capacity, columns, pool.shape.in_features)
             b = pool.bt.new_zeros(capacity, columns, pool.shape.out_features)
-            scale = pool.a.new_zeros(capacity, 1, columns)
+            scale = pool.scale.new_zeros(capacity, 1, columns)
             if self._capacity:
                 for new, previous in zip((a, b, scale), old, strict=True):
                     new[: self._capacity] = previous[site]
@@ -110,8 +110,8 @@ class RankStack:
             self._targets[slot][site] = targeted = bool(scale.any())
             if not targeted:
                 # Zeroed, not skipped: a stale column of the slot's last owner must not act.
-                self._scale[site][slot].zero_()
-                self._b[site][slot].zero_()
+                for tensors in (self._a, self._b, self._scale):
+                    tensors[site][slot].zero_()
                 continue
             self._a[site][slot].copy_(pool.a[rows].reshape(self.num_rows * z_count, -1))
             self._scale[site][slot, 0].copy_(scale.reshape(-1))

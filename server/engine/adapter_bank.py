@@ -1,0 +1,159 @@
+"""The device tier: rank rows and soft prompts of resident versions.
+
+Loader threads reserve, copy and free here; the engine thread reads. A version's rows are written
+before anybody is told that it is ready, and freed only when nobody references it (the caller,
+`adapters.residency`, sees to both), so the data itself needs no lock, only the tables do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polygraft.adapters.pool import RowPool
+from polygraft.adapters.weights import AdapterWeights
+from polygraft.kernels.grouped import RankStack
+from polygraft.kernels.rank_pool import SitePool
+from polygraft.server.engine.sites import Site
+
+ROW_UNIT = 16  # rank rows are allocated in units of this many
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive rank rows [row0, row0 + count), the same in every site; count is the class."""
+
+    row0: int
+    count: int
+
+
+class AdapterBank:
+    """Implements `adapters.residency.DeviceTier` over the rank-row pools of every site."""
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        pool_rows: int,
+        virtual_token_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.pools = [SitePool(site.shape, pool_rows, dtype=dtype, device=device) for site in sites]
+        self.stacks: dict[int, RankStack] = {}
+        self._place_of = {
+            name: (site.index, z) for site in sites for z, name in enumerate(site.names)
+        }
+        self._allocator = RowPool(pool_rows, unit=ROW_UNIT)
+        self._pool_rows = pool_rows
+        self._virtual_token_rows = virtual_token_rows
+        self._dtype = dtype
+        self._device = device
+        self._lock = threading.Lock()
+        self._rows: dict[str, Rows] = {}
+        self._prompts: dict[str, Tensor] = {}
+        self._virtual_rows_used = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows of the pool."""
+        return self._pool_rows
+
+    @property
+    def num_free_rows(self) -> int:
+        """Rank rows that no version holds."""
+        return self._allocator.num_free
+
+    def fits(self, weights: AdapterWeights) -> str | None:
+        """None if the version can ever be resident here, else why not."""
+        unknown = sorted(set(weights.modules) - set(self._place_of))
+        if unknown:
+            return f"module {unknown[0]} is not one this server applies adapters to"
+        if rank_class(weights.max_rank) > self._pool_rows:
+            return f"rank {weights.max_rank} needs more rows than the pool's {self._pool_rows}"
+        if weights.num_virtual_tokens > self._virtual_token_rows:
+            return (
+                f"{weights.num_virtual_tokens} virtual tokens are more than this server holds "
+                f"({self._virtual_token_rows})"
+            )
+        return None
+
+    def reserve(self, digest: str, weights: AdapterWeights) -> bool:
+        """Take a place for a version; False when there is no room of its size right now."""
+        with self._lock:
+            used = self._virtual_rows_used + weights.num_virtual_tokens
+            if used > self._virtual_token_rows:
+                return False
+            if weights.modules:
+                count = rank_class(weights.max_rank)
+                row0 = self._allocator.allocate(count)
+                if row0 is None:
+                    return False
+                self._rows[digest] = Rows(row0, count)
+            self._virtual_rows_used = used
+            if weights.prompt_embeddings is not None:
+                self._prompts[digest] = torch.empty(0)
+        return True
+
+    def copy(self, digest: str, weights: AdapterWeights) -> None:
+        """Fill the reserved place. Rows that the version does not use are zeroed."""
+        rows = self._rows.get(digest)
+        if rows is not None:
+            for pool in self.pools:
+                pool.clear(rows.row0, rows.count)
+            for name, module in weights.modules.items():
+                site, z = self._place_of[name]
+                self.pools[site].write(
+                    rows.row0, z, module.lora_a, module.lora_b, module.scaling
+                )
+        if weights.prompt_embeddings is not None:
+            prompt = weights.prompt_embeddings.to(self._device, self._dtype)
+            with self._lock:
+                self._prompts[digest] = prompt
+
+    def free(self, digest: str) -> None:
+        """Give the place of a version back."""
+        with self._lock:
+            rows = self._rows.pop(digest, None)
+            if rows is not None:
+                self._allocator.free(rows.row0)
+            prompt = self._prompts.pop(digest, None)
+            if prompt is not None:
+                self._virtual_rows_used -= prompt.shape[0]
+
+    def rows(self, digest: str) -> Rows | None:
+        """Rank rows of a resident version; None for a soft prompt."""
+        return self._rows.get(digest)
+
+    def prompt(self, digest: str) -> Tensor | None:
+        """Virtual tokens [num_virtual_tokens, hidden_size] of a resident soft prompt."""
+        return self._prompts.get(digest)
+
+    def num_virtual(self, digest: str) -> int:
+        """Virtual tokens of a resident version, 0 for a LoRA."""
+        prompt = self._prompts.get(digest)
+        return 0 if prompt is None else int(prompt.shape[0])
+
+    def stack(self, rank_rows: int) -> RankStack:
+        """The stack of one rank class. Engine thread only."""
+        if rank_rows not in self.stacks:
+            self.stacks[rank_rows] = RankStack(self.pools, rank_rows)
+        return self.stacks[rank_rows]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if allocated rows and versions disagree."""
+        with self._lock:
+            self._allocator.check_integrity()
+            held = sum(rows.count for rows in self._rows.values())
+            assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
+            virtual = sum(prompt.shape[0] for prompt in self._prompts.values())
+            assert virtual <= self._virtual_rows_used, "virtual token rows were lost"
+
+
+def rank_class(rank: int) -> int:
+    """Rows a version of this rank takes: the next power of two, at least ROW_UNIT."""
+    return max(ROW_UNIT, 1 << (rank - 1).bit_length())

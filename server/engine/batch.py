@@ -1,0 +1,64 @@
+"""What crosses from the scheduler to the model runner in one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from polygraft.kernels.attention import AttentionPlan
+from polygraft.kernels.grouped import GroupedSegments
+from polygraft.server.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`num_tokens` next positions of `sequence` to compute; a decode is a chunk of one."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRows:
+    """Rows [start, start + count) of the step are rows [offset, ...) of a soft prompt."""
+
+    start: int
+    count: int
+    offset: int
+    prompt: Tensor  # [num_virtual_tokens, hidden_size]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """Where one sequence's logits stand in the step: `count` rows from `first`."""
+
+    chunk: Chunk
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """One flat row of tokens: prefill chunks and decodes of any adapters, ordered by adapter."""
+
+    token_ids: Tensor  # [num_tokens] int64; 0 where a virtual token stands
+    positions: Tensor  # [num_tokens] int64, counted over virtual and real tokens
+    slot_mapping: Tensor  # [num_tokens] int64: KV cell of each token
+    virtual: list[VirtualRows]
+    attention: AttentionPlan
+    lora: list[GroupedSegments]
+    logit_rows: Tensor  # [num_logits] int64
+    samples: list[SampleRows]  # in the order of logit_rows
+
+
+@dataclass(slots=True)
+class StepSlot:
+    """The running step, as seen from inside transformers' code. One per model runner.
+
+    Set in try/finally around the model call, so that nothing of a step outlives it.
+    """
+
+    slot_mapping: Tensor | None = None
+    attention: AttentionPlan | None = None
+    lora: list[GroupedSegments] = field(default_factory=list)

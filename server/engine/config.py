@@ -1,0 +1,49 @@
+"""Settings of the engine. Derived choices ("auto") are resolved when the base is loaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineConfig(BaseModel):
+    """What the engine may use. Every limit is enforced, none means "unbounded"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Serving dtype; auto: the checkpoint's, bfloat16 only where the CPU has it.",
+    )
+    device: Literal["cpu"] = Field("cpu", description="Where the model runs.")
+    threads: int | None = Field(
+        None, gt=0, description="Compute threads; unset: one per physical core."
+    )
+    max_running: int = Field(64, gt=0, le=4096, description="Sequences in one step at most.")
+    max_batch_tokens: int = Field(
+        1024, gt=0, description="Tokens computed in one step at most (decodes and prefill chunks)."
+    )
+    max_chunk: int = Field(
+        256, gt=0, description="Prompt tokens of one sequence in one step; bounds token latency."
+    )
+    block_size: int = Field(16, gt=0, le=1024, description="Tokens per KV block.")
+    kv_bytes: int = Field(
+        1 << 30, gt=0, description="Memory for keys and values, in bytes; rounded to blocks."
+    )
+    pool_rows: int = Field(
+        512, ge=16, description="Rank rows for resident LoRA adapters (sum of padded ranks)."
+    )
+    virtual_token_rows: int = Field(
+        16384, ge=1, description="Virtual tokens of resident soft prompts, in total."
+    )
+    max_queued_requests: int = Field(1024, gt=0, description="Requests waiting at most.")
+    max_queued_tokens: int = Field(
+        1 << 20, gt=0, description="Prompt tokens of waiting requests at most."
+    )
+    max_context: int | None = Field(
+        None, gt=0, description="Context length to serve; unset: the model's own."
+    )
+    pack_weights: bool = Field(
+        True, description="Prepack weights for the CPU (faster; off keeps plain layouts)."
+    )

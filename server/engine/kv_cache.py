@@ -1,0 +1,51 @@
+"""Keys and values of every layer, in cells of one token each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from polygraft.server.engine.probe import LayerFacts
+
+
+class KVCache:
+    """keys[layer]: [cells, kv_heads, head_dim]; values[layer]: [cells, kv_heads, value_dim]."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerFacts],
+        num_cells: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.keys = [
+            torch.zeros(num_cells, layer.kv_heads, layer.head_dim, dtype=dtype, device=device)
+            for layer in layers
+        ]
+        self.values = [
+            torch.zeros(num_cells, layer.kv_heads, layer.value_dim, dtype=dtype, device=device)
+            for layer in layers
+        ]
+
+    def write(self, layer: int, cells: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k, v [kv_heads, num_tokens, dim] of one step at `cells` [num_tokens]."""
+        self.keys[layer].index_copy_(0, cells, k.transpose(0, 1))
+        self.values[layer].index_copy_(0, cells, v.transpose(0, 1))
+
+    def clear(self, cells: npt.NDArray[Any]) -> None:
+        """Zero cells that may hold NaN: a masked key still computes 0 * NaN."""
+        index = torch.from_numpy(cells)
+        for cache in (*self.keys, *self.values):
+            cache.index_fill_(0, index, 0)
+
+
+def bytes_per_cell(layers: Sequence[LayerFacts], dtype: torch.dtype) -> int:
+    """Bytes of keys and values that one token takes in all layers."""
+    elements = sum(layer.kv_heads * (layer.head_dim + layer.value_dim) for layer in layers)
+    return elements * dtype.itemsize

@@ -1,0 +1,94 @@
+"""How a step is computed: the transformers model over our cache, sites and attention.
+
+The only place that touches the model. No policy: it runs the batch that it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polygraft.kernels.attention import PagedAttention
+from polygraft.kernels.linear import PackedLinear
+from polygraft.server.engine.base import LoadedBase, output_head
+from polygraft.server.engine.batch import ForwardBatch, StepSlot
+from polygraft.server.engine.kv_cache import KVCache
+from polygraft.server.engine.probe import ProbedModel, install_attention
+from polygraft.server.engine.sites import build_sites
+
+
+class OutputHead(nn.Module):
+    """The output head with a prepacked weight; stands in for the model's own linear head."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight  # tied heads share it with the embedding
+        self.linear = PackedLinear(head.weight.detach(), head.bias, pack=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [1, num_logits, hidden_size] -> [1, num_logits, vocab_size]."""
+        return self.linear(hidden)
+
+
+class ModelRunner:
+    """Runs batches. Owns the patched model and the KV cache; engine thread only."""
+
+    def __init__(
+        self, base: LoadedBase, probed: ProbedModel, cache: KVCache, *, pack: bool
+    ) -> None:
+        self.base = base
+        self.cache = cache
+        self._slot = StepSlot()
+        self._layer_of = {id(module): i for i, module in enumerate(probed.attention_modules)}
+        self._attention = PagedAttention()
+        self._embedding = base.model.get_input_embeddings()
+        self.sites = build_sites(base.model, probed.site_groups, self._slot, pack=pack)
+        install_attention(probed.attention_modules, self._attend)
+        head = output_head(base.model)
+        if pack and type(head) is nn.Linear:
+            base.model.set_output_embeddings(OutputHead(head))
+
+    @torch.inference_mode()
+    def run(self, batch: ForwardBatch) -> Tensor:
+        """Logits [num_logits, vocab_size] in float32 of the rows in `batch.logit_rows`."""
+        rows = self._embedding(batch.token_ids)  # [num_tokens, hidden_size]
+        for virtual in batch.virtual:
+            prompt = virtual.prompt[virtual.offset : virtual.offset + virtual.count]
+            rows[virtual.start : virtual.start + virtual.count] = prompt
+        slot = self._slot
+        slot.slot_mapping, slot.attention, slot.lora = (
+            batch.slot_mapping,
+            batch.attention,
+            batch.lora,
+        )
+        try:
+            output: Any = self.base.model(
+                inputs_embeds=rows[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                logits_to_keep=batch.logit_rows,
+            )
+        finally:
+            slot.slot_mapping, slot.attention, slot.lora = None, None, []
+        logits: Tensor = output.logits[0]
+        return logits.float()
+
+    def _attend(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        """One layer. q: [H, T, D]; k, v: [Hkv, T, D] after position encoding -> [T, H, D_v]."""
+        layer = self._layer_of[id(module)]
+        plan, cells = self._slot.attention, self._slot.slot_mapping
+        assert plan is not None, "attention was called outside a step"
+        assert cells is not None
+        self.cache.write(layer, cells, k, v)
+        return self._attention(
+            plan,
+            q.transpose(0, 1),
+            self.cache.keys[layer],
+            self.cache.values[layer],
+            scaling=scaling,
+            window=window,
+        )

@@ -1,0 +1,99 @@
+"""One generation in the engine. Changed by the engine thread only."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from polygraft.server.engine.messages import EngineRequest, FinishReason
+
+
+class SequenceState(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Tokens, KV blocks and limits of one request.
+
+    Positions count virtual tokens first, then prompt and output tokens. `num_computed` positions
+    have their keys and values in the cache; the rest is still to be computed.
+    """
+
+    def __init__(self, request: EngineRequest, *, block_size: int) -> None:
+        self.request = request
+        self.id = request.request_id
+        self.num_virtual = 0  # set on admission, when the adapter is on the device
+        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.num_prompt = len(self.token_ids)
+        self.num_computed = 0
+        self.blocks: list[int] = []
+        self.state = SequenceState.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self.is_aborted = False
+        self.submitted_at = time.monotonic()
+        self.first_scheduled_at: float | None = None
+        self.scores: dict[int, tuple[float, bool]] = {}  # position -> (log-probability, greedy)
+        self._block_size = block_size
+        self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._is_contiguous = True
+
+    @property
+    def num_positions(self) -> int:
+        """Virtual, prompt and output tokens so far."""
+        return self.num_virtual + len(self.token_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Positions whose keys and values are not computed yet."""
+        return self.num_positions - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def expires_at(self) -> float | None:
+        """Monotonic time at which the request's own time limit passes."""
+        limit = self.request.stopping.time_limit
+        return None if limit is None else self.submitted_at + limit
+
+    def cells(self, start: int, end: int) -> npt.NDArray[np.int64]:
+        """KV cells of the positions [start, end)."""
+        return self._cells[start:end]
+
+    def first_cell(self, length: int) -> int | None:
+        """The first cell if positions [0, length) lie in adjacent cells, else None."""
+        return int(self._cells[0]) if self._is_contiguous and length else None
+
+    def num_blocks_missing(self, num_positions: int) -> int:
+        """Blocks to add before `num_positions` positions fit."""
+        return max(0, -(-num_positions // self._block_size) - len(self.blocks))
+
+    def add_blocks(self, blocks: list[int]) -> None:
+        """Take ownership of more blocks."""
+        if not blocks:
+            return
+        chain = [*self.blocks[-1:], *blocks]
+        adjacent = all(b == a + 1 for a, b in zip(chain, chain[1:], strict=False))
+        self._is_contiguous = self._is_contiguous and adjacent
+        self.blocks += blocks
+        starts = np.asarray(blocks, dtype=np.int64) * self._block_size
+        new = (starts[:, None] + np.arange(self._block_size, dtype=np.int64)).reshape(-1)
+        self._cells = np.concatenate([self._cells, new])
+
+    def take_blocks(self) -> list[int]:
+        """Give up all blocks; every position must be computed again."""
+        blocks, self.blocks = self.blocks, []
+        self._cells = np.empty(0, dtype=np.int64)
+        self._is_contiguous = True
+        self.num_computed = 0
+        return blocks

@@ -1,0 +1,93 @@
+"""Linear sites: sibling projections of one input, run as one matrix product plus one LoRA update.
+
+`Member` modules replace q_proj, k_proj, v_proj and so on inside the transformers model. The first
+member that sees a new input runs the whole site, the others take their slice of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from polygraft.kernels.linear import PackedLinear
+from polygraft.kernels.rank_pool import SiteShape
+from polygraft.server.engine.batch import StepSlot
+
+
+class Site:
+    """One linear site of the model. `index` is its place in every pool and stack."""
+
+    def __init__(
+        self, index: int, names: Sequence[str], modules: Sequence[nn.Module], *, pack: bool
+    ) -> None:
+        self.index = index
+        self.names = tuple(names)
+        weights = [_weight(module) for module in modules]
+        biases = [getattr(module, "bias", None) for module in modules]
+        self.shape = SiteShape(weights[0].shape[1], tuple(w.shape[0] for w in weights))
+        bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        self.linear = PackedLinear(torch.cat(weights), bias, pack=pack)
+        self._x: Tensor | None = None
+        self._y: Tensor | None = None
+
+    def output(self, x: Tensor, slot: StepSlot, *, last: bool) -> Tensor:
+        """The concatenated output of the site for x [1, num_tokens, in_features]."""
+        if x is self._x and self._y is not None:
+            y = self._y
+        else:
+            y = self.linear(x)
+            for group in slot.lora:
+                group.add_(self.index, x[0], y[0])
+            self._x, self._y = x, y
+        if last:  # never keep a tensor past the layer
+            self._x = self._y = None
+        return y
+
+
+class Member(nn.Module):
+    """Stands in for one projection of a site."""
+
+    def __init__(self, site: Site, z: int, slot: StepSlot, replaced: nn.Module) -> None:
+        super().__init__()
+        self.site = site
+        self.slot = slot
+        self.low, self.high = site.shape.bounds(z)
+        self.is_last = z == len(site.shape.slices) - 1
+        # Some models look at `weight` (its dtype or shape) before calling the layer. A view of one
+        # element has both and costs nothing.
+        weight = replaced.weight
+        assert isinstance(weight, Tensor)
+        self.weight = weight.detach().new_zeros(1).expand(weight.shape)
+        self.bias = None
+        self.in_features = site.shape.in_features
+        self.out_features = self.high - self.low
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [1, num_tokens, in_features] -> [1, num_tokens, out_features]."""
+        y = self.site.output(x, self.slot, last=self.is_last)
+        return y if self.site.shape.out_features == self.out_features else y[..., self.low : self.high]
+
+
+def build_sites(
+    model: nn.Module, groups: Sequence[Sequence[str]], slot: StepSlot, *, pack: bool
+) -> list[Site]:
+    """Replace the grouped linears of `model` by members of sites, in place."""
+    sites = []
+    for index, names in enumerate(groups):
+        modules = [model.get_submodule(name) for name in names]
+        site = Site(index, names, modules, pack=pack)
+        for z, (name, module) in enumerate(zip(names, modules, strict=True)):
+            model.set_submodule(name, Member(site, z, slot, module))
+        sites.append(site)
+    return sites
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """[out_features, in_features]; Conv1D stores the transpose."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    return weight.t().contiguous() if isinstance(module, Conv1D) else weight
