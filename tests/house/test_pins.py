@@ -1,0 +1,75 @@
+"""constraints.txt pins everything, nothing else, and what is installed is what it says."""
+
+import importlib.metadata
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from house.checkout import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [
+    *map(Requirement, PROJECT["dependencies"]),
+    *(Requirement(line) for lines in EXTRAS.values() for line in lines),
+]
+BUILD = [Requirement("setuptools>=77")]  # what pyproject's [build-system] asks for
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def requirements_of(parent: Requirement) -> Iterator[Requirement]:
+    """What the installed distribution of `parent` requires here, with its extras."""
+    for line in importlib.metadata.requires(parent.name) or []:
+        requirement = Requirement(line)
+        # Why: torch's CUDA builds pin their own nvidia-* and triton packages exactly.
+        pinned_by_torch = parent.name == "torch" and "==" in str(requirement.specifier)
+        if applies(requirement, frozenset(parent.extras)) and not pinned_by_torch:
+            yield requirement
+
+
+def closure() -> set[str]:
+    """Names of all direct and indirect dependencies, as installed here."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    todo = [requirement for requirement in [*DIRECT, *BUILD] if applies(requirement, frozenset())]
+    while todo:
+        requirement = todo.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key not in seen:
+            seen.add(key)
+            todo.extend(requirements_of(requirement))
+    return {name for name, _ in seen}
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_every_requirement_is_pinned_inside_its_range(requirement: Requirement) -> None:
+    pin = pins()[canonicalize_name(requirement.name)]
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    assert requirement.specifier.contains(specifier.version)
+
+
+def test_the_pins_are_exactly_all_direct_and_indirect_dependencies() -> None:
+    needed = closure()
+    assert sorted(needed - pins().keys()) == [], "not pinned"
+    assert sorted(pins().keys() - needed) == [], "pinned, but nothing needs it"
+
+
+def test_installed_versions_are_the_pinned_ones() -> None:
+    differing = [
+        f"{pin} but {importlib.metadata.version(name)} is installed"
+        for name, pin in pins().items()
+        if not pin.specifier.contains(importlib.metadata.version(name), prereleases=True)
+    ]
+    assert differing == []
