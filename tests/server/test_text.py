@@ -1,0 +1,215 @@
+"""The oracle is one decode of the whole sequence; pieces joined must equal it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from polygraft.server.text import (
+    IncrementalDetokenizer,
+    StopSequenceFilter,
+    special_token_ids,
+)
+
+TEXTS = [
+    "Hello world, this is a plain sentence with  two spaces and a tab\t.",
+    "Zażółć gęślą jaźń — naïve café, 東京都は日本の首都です。",
+    "Emoji: 👩‍👩‍👧‍👦 🏳️‍🌈 😀😀 and flags 🇵🇱🇯🇵; math ∑∀x∈ℝ; \u202bעברית\u202c.",
+    "code:\n    def f(x):\n        return x ** 2  # don't\n",
+    " leading space, trailing space ",
+]
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, eos_token="</s>", additional_special_tokens=["<sp>"]
+    )
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2, Llama 3, Qwen: merges cut through characters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return _wrap(tokenizer)
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """As Llama 2, Mistral, Gemma: spaces are part of tokens, unknown characters are byte tokens."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    pieces += sorted(
+        {c for c in "".join(TEXTS).replace(" ", "") if c.isascii() and c.isprintable()}
+    )
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("l", "l"), ("\u2581", "a")]
+    pieces += [a + b for a, b in merges]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return _wrap(tokenizer)
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """As T5 and XLNet: unigram pieces, the first of which loses its space."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return _wrap(tokenizer)
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """As BERT: the joiner is in the token, the space is not."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=["[UNK]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return _wrap(tokenizer)
+
+
+MAKERS = [byte_level, byte_fallback, metaspace, wordpiece]
+
+
+def whole(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: list[int], step: int = 1) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+    shown = [detokenizer.push(ids[i : i + step]) for i in range(0, len(ids), step)]
+    return [*shown, detokenizer.flush()]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+@pytest.mark.parametrize("make", MAKERS)
+def test_pieces_joined_are_the_text_of_the_whole(
+    make: Callable[[], PreTrainedTokenizerFast], step: int
+) -> None:
+    tokenizer = make()
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        shown = pieces(tokenizer, ids, step)
+        assert "".join(shown) == whole(tokenizer, ids)
+        if "\ufffd" not in whole(tokenizer, ids):
+            assert "\ufffd" not in "".join(shown), "half a character was shown"
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_special_tokens_leave_no_trace_and_keep_the_spaces_around_them(
+    make: Callable[[], PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = make()
+    special = tokenizer.convert_tokens_to_ids("<sp>")
+    assert isinstance(special, int)
+    draw = random.Random(0)
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        mixed = [special]
+        for token in ids:
+            mixed += [token] + [special] * draw.choice([0, 0, 1, 40])
+        # Between the bytes of one character a special token splits it, in the oracle too.
+        if "\ufffd" not in whole(tokenizer, mixed):
+            assert "".join(pieces(tokenizer, mixed)) == whole(tokenizer, mixed)
+
+
+def test_any_byte_soup_of_a_byte_level_tokenizer_matches_the_whole() -> None:
+    tokenizer = byte_level()
+    draw = random.Random(1)
+    for _ in range(200):
+        ids = [draw.randrange(256) for _ in range(draw.randrange(1, 60))]
+        assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids)
+
+
+def test_byte_soup_of_a_byte_fallback_tokenizer_is_shown_without_delay() -> None:
+    tokenizer = byte_fallback()
+    draw = random.Random(2)
+    for _ in range(200):
+        ids = [draw.randrange(1, 257) for _ in range(40)]
+        detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+        for token in ids:
+            detokenizer.push([token])
+            assert len(detokenizer._window) <= 12, "the window must not grow with the answer"
+        detokenizer.flush()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_window_stays_small(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    special = tokenizer.convert_tokens_to_ids("<sp>")
+    detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+    for token in [special] * 100 + tokenizer.encode(" ".join(TEXTS)) + [special] * 100:
+        detokenizer.push([token])
+        assert len(detokenizer._window) <= 12
+
+
+def stop_at(stops: list[str], text: str, step: int) -> tuple[str, str | None]:
+    stop_filter = StopSequenceFilter(stops)
+    shown = ""
+    for i in range(0, len(text), step):
+        shown += stop_filter.push(text[i : i + step])
+        for stop in stops:
+            assert stop not in shown
+    return shown + stop_filter.flush(), stop_filter.matched
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize(
+    ("stops", "text", "shown", "matched"),
+    [
+        (["\n\n"], "one\ntwo\n\nthree", "one\ntwo", "\n\n"),
+        (["STOP"], "no stop: STO", "no stop: STO", None),
+        (["aab"], "aaaab!", "aa", "aab"),
+        (["abcd", "bc"], "xabcd", "xa", "bc"),
+        (["END", "E"], "the END", "the ", "END"),
+        (["é😀"], "café😀!", "caf", "é😀"),
+        ([], "anything", "anything", None),
+        (["x"], "x", "", "x"),
+    ],
+)
+def test_a_stop_sequence_is_found_across_pieces_and_never_shown(
+    stops: list[str], text: str, shown: str, matched: str | None, step: int
+) -> None:
+    found, by = stop_at(stops, text, step)
+    if stops == ["abcd", "bc"] or stops == ["END", "E"]:
+        assert by in stops
+        assert not any(stop in found for stop in stops)
+    else:
+        assert (found, by) == (shown, matched)
+
+
+def test_nothing_is_shown_after_a_match() -> None:
+    stop_filter = StopSequenceFilter(["."])
+    assert stop_filter.push("a.b") == "a"
+    assert stop_filter.push("c") == ""
+    assert stop_filter.flush() == ""
