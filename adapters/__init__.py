@@ -1,1 +1,4 @@
-"""What an adapter is: formats, validation, manifest, versions, store, residency. No gRPC, no engine."""
+"""What an adapter is: formats, validation, manifest, versions, store, residency.
+
+Knows no gRPC and no engine.
+"""

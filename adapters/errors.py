@@ -1,4 +1,4 @@
-"""The domain errors of Polygraft, one tree. Knows no gRPC: `server.grpc.status` maps each to a status.
+"""The domain errors of Polygraft, one tree. `server.grpc.status` maps each to a gRPC status.
 
 PolygraftError
 ├── InvalidRequest        a field of the request is wrong; nothing was queued or written
@@ -21,7 +21,7 @@ PolygraftError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -159,3 +159,30 @@ class NonFinite(PolygraftError):
     """The logits of one sequence contained NaN or Inf; only that sequence was ended."""
 
     reason = "NON_FINITE"
+
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+def raise_all(problems: Sequence[AdapterInvalid | AdapterIncompatible]) -> None:
+    """Raises one error that tells all `problems`; does nothing when there are none.
+
+    One problem is raised as it is. Several keep the class and the fields of the first, unless
+    their classes differ: then AdapterInvalid, because something is broken besides the base.
+    """
+    if len(problems) <= 1:
+        for problem in problems:
+            raise problem
+        return
+    first = problems[0]
+    lines = [str(problem) for problem in problems[:MAX_PROBLEMS_SHOWN]]
+    if len(problems) > len(lines):
+        lines.append(f"and {len(problems) - len(lines)} more")
+    kinds = {type(problem) for problem in problems}
+    raise (kinds.pop() if len(kinds) == 1 else AdapterInvalid)(
+        f"{len(problems)} problems. " + " | ".join(lines),
+        reason=first.code if all(p.code == first.code for p in problems) else None,
+        found=first.found,
+        allowed=first.allowed,
+        metadata={"problems": str(len(problems))},
+    )

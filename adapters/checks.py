@@ -1,0 +1,272 @@
+"""Names and shapes of an adapter's tensors against the base, from the header alone.
+
+Every tensor must belong to a known LoRA pair or be the prompt; what is left over is named after
+the PEFT feature that writes it, because that is what the uploader can turn off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from polygraft.adapters.config import LoraSettings, Problems, PromptSettings
+from polygraft.adapters.errors import (
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterUnsupported,
+    raise_all,
+)
+from polygraft.adapters.files import WEIGHTS_FILE
+from polygraft.adapters.geometry import BaseGeometry
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.safetensors_header import TensorEntry
+
+PREFIX = "base_model.model."
+PROMPT_TENSOR = "prompt_embeddings"
+LEAF_A = ".lora_A.weight"
+LEAF_B = ".lora_B.weight"
+# What PEFT features leave in the file -> (name of the feature, way out). First match wins.
+LEFTOVERS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
+    (re.compile(pattern), feature, hint)
+    for pattern, feature, hint in (
+        (
+            r"\.lora_[AB]\.[^.]+\.(weight|bias)$",
+            "a tensor with the adapter's name left in its key",
+            "Save with save_pretrained() instead of state_dict().",
+        ),
+        (r"lora_magnitude_vector", "DoRA", "Retrain with use_dora=False."),
+        (r"\.lora_B\.bias$", "a bias of LoRA", "Retrain with lora_bias=False."),
+        (r"lora_embedding_[AB]", "LoRA on an embedding", "Target linear modules only."),
+        (
+            r"token_adapter|trainable_tokens",
+            "trainable tokens",
+            "Retrain without trainable_token_indices.",
+        ),
+        (r"\.base_layer\.", "a copy of a base weight", "Save with save_embedding_layers=False."),
+        (r"(modules_to_save|original_module)", "modules_to_save", "Retrain without it."),
+        (r"prompt_embeddings", "a soft prompt", "Save LoRA and soft prompt as two adapters."),
+        (r"\.bias$", "a trained bias", 'Retrain with bias="none".'),
+        (
+            r"\.weight$",
+            "a full weight (modules_to_save or a resized embedding)",
+            "Retrain without modules_to_save; save with save_embedding_layers=False.",
+        ),
+    )
+)
+
+LoraPair = tuple[TensorEntry, TensorEntry]  # lora_A, lora_B
+
+
+def check_lora(
+    settings: LoraSettings,
+    entries: Sequence[TensorEntry],
+    geometry: BaseGeometry,
+    limits: AdapterLimits,
+) -> dict[str, LoraPair]:
+    """Pairs the tensors by module name; raises with all problems found."""
+    problems: Problems = []
+    halves: dict[str, dict[str, TensorEntry]] = {}
+    for entry in entries:
+        leaf = next((leaf for leaf in (LEAF_A, LEAF_B) if entry.name.endswith(leaf)), None)
+        if leaf and entry.name.startswith(PREFIX):
+            module = entry.name[len(PREFIX) : -len(leaf)]
+            halves.setdefault(module, {})[leaf] = entry
+        else:
+            problems.append(_leftover(entry.name, leaf is not None))
+    pairs: dict[str, LoraPair] = {}
+    for module, half in halves.items():
+        if len(half) == 2:
+            pairs[module] = (half[LEAF_A], half[LEAF_B])
+            problems.extend(_check_pair(settings, module, pairs[module], geometry, limits))
+        else:
+            problems.append(_unpaired(next(iter(half.values())).name))
+    if not pairs and not problems:
+        problems.append(
+            _invalid("the file holds no LoRA tensors.", hint="Save it with save_pretrained().")
+        )
+    raise_all(problems)
+    return pairs
+
+
+def check_prompt(
+    settings: PromptSettings,
+    entries: Sequence[TensorEntry],
+    geometry: BaseGeometry,
+    limits: AdapterLimits,
+) -> None:
+    """The file must be one tensor [num_virtual_tokens, hidden_size] within the limits."""
+    problems: Problems = [
+        _leftover(entry.name, False) for entry in entries if entry.name != PROMPT_TENSOR
+    ]
+    prompt = next((entry for entry in entries if entry.name == PROMPT_TENSOR), None)
+    if prompt is None:
+        problems.insert(0, _invalid("the tensor is missing.", item=PROMPT_TENSOR))
+    elif len(prompt.shape) != 2 or prompt.shape[0] != settings.num_virtual_tokens:
+        problems.append(
+            _invalid(
+                f"shape {list(prompt.shape)} does not fit num_virtual_tokens = "
+                f"{settings.num_virtual_tokens} of the config.",
+                item=PROMPT_TENSOR,
+                found=list(prompt.shape),
+                allowed=[settings.num_virtual_tokens, geometry.hidden_size],
+            )
+        )
+    else:
+        problems.extend(_check_prompt_size(settings, prompt, geometry, limits))
+    raise_all(problems)
+
+
+def _check_prompt_size(
+    settings: PromptSettings, prompt: TensorEntry, geometry: BaseGeometry, limits: AdapterLimits
+) -> Problems:
+    problems: Problems = []
+    rows, width = prompt.shape
+    if width != geometry.hidden_size or settings.token_dim not in (None, width):
+        problems.append(
+            _incompatible(
+                f"width {width} (token_dim {settings.token_dim}) is not the hidden size "
+                f"{geometry.hidden_size} of {geometry.name}.",
+                item=PROMPT_TENSOR,
+                found=width,
+                allowed=geometry.hidden_size,
+                hint="It was trained on another base.",
+            )
+        )
+    longest = min(limits.max_virtual_tokens, (geometry.context_length - 1) // 2)
+    if rows > longest:
+        problems.append(
+            _incompatible(
+                f"{rows} virtual tokens are more than the limit of {longest}.",
+                item=PROMPT_TENSOR,
+                found=rows,
+                allowed=longest,
+                hint="The limit is max_virtual_tokens and less than half of the context length.",
+            )
+        )
+    return problems
+
+
+def _check_pair(
+    settings: LoraSettings,
+    module: str,
+    pair: LoraPair,
+    geometry: BaseGeometry,
+    limits: AdapterLimits,
+) -> Problems:
+    shape = geometry.modules.get(module)
+    if shape is None:
+        return [_no_such_module(module, geometry)]
+    if shape.kind == "lm_head":
+        return [
+            AdapterUnsupported(
+                f"LoRA on the output head {module} is not supported yet.",
+                file=WEIGHTS_FILE,
+                item=pair[0].name,
+                found=module,
+                hint='Retrain without it ("all-linear" leaves the head out).',
+            )
+        ]
+    (a, b) = pair
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        return [
+            _invalid(
+                f"shapes A {list(a.shape)} and B {list(b.shape)} are not [rank, in] and "
+                "[out, rank] with one rank.",
+                item=a.name,
+                found=[list(a.shape), list(b.shape)],
+            )
+        ]
+    problems: Problems = []
+    if (a.shape[1], b.shape[0]) != (shape.in_features, shape.out_features):
+        problems.append(
+            _incompatible(
+                f"it maps {a.shape[1]} to {b.shape[0]} features, the module of {geometry.name} "
+                f"maps {shape.in_features} to {shape.out_features}.",
+                item=module,
+                found=[a.shape[1], b.shape[0]],
+                allowed=[shape.in_features, shape.out_features],
+                hint="It was trained on another base.",
+            )
+        )
+    problems.extend(_check_rank(settings, module, a.shape[0], limits))
+    return problems
+
+
+def _check_rank(settings: LoraSettings, module: str, rank: int, limits: AdapterLimits) -> Problems:
+    problems: Problems = []
+    if rank > limits.max_rank:
+        problems.append(
+            _incompatible(
+                f"rank {rank} is more than the limit of {limits.max_rank}.",
+                item=module,
+                found=rank,
+                allowed=limits.max_rank,
+                hint="Retrain with a lower rank, or raise max_rank on the server.",
+            )
+        )
+    declared = settings.rank.value(module)
+    if rank != declared:
+        problems.append(
+            _invalid(
+                f"the tensor has rank {rank}, the config says {declared}.",
+                item=module,
+                found=rank,
+                allowed=declared,
+                hint="Config and weights are not from the same save_pretrained().",
+            )
+        )
+    return problems
+
+
+def _no_such_module(module: str, geometry: BaseGeometry) -> AdapterIncompatible:
+    if re.search(r"\.experts(\.|$)", module):
+        hint = "Expert weights are not supported; train on attention only."
+    else:
+        near = difflib.get_close_matches(module, geometry.modules, n=1, cutoff=0.4)
+        hint = f"The nearest is {near[0]}." if near else "It was trained on another base."
+    return _incompatible(
+        f"{geometry.name} ({geometry.architecture}) has no linear module of this name.",
+        item=module,
+        found=module,
+        hint=hint,
+    )
+
+
+def _leftover(name: str, is_lora: bool) -> AdapterInvalid:
+    if is_lora or not name.startswith((PREFIX, PROMPT_TENSOR)):
+        return _invalid(
+            f"the key does not start with {PREFIX}, so PEFT would drop it without a word.",
+            item=name,
+            found=name,
+            allowed=PREFIX + "<module>" + LEAF_A,
+            hint="Save with save_pretrained() on the PeftModel.",
+        )
+    for pattern, feature, hint in LEFTOVERS:
+        if pattern.search(name):
+            return AdapterUnsupported(
+                f"the file holds {feature}, which is not supported.",
+                file=WEIGHTS_FILE,
+                item=name,
+                found=name,
+                hint=hint,
+            )
+    return _invalid("the tensor belongs to no known part of an adapter.", item=name, found=name)
+
+
+def _unpaired(name: str) -> AdapterInvalid:
+    other = LEAF_B if name.endswith(LEAF_A) else LEAF_A
+    return _invalid(
+        f"the pair is incomplete: {other[1:]} of the same module is missing.",
+        item=name,
+        found=name,
+        hint="Save it again with save_pretrained().",
+    )
+
+
+def _invalid(message: str, **fields: object) -> AdapterInvalid:
+    return AdapterInvalid(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]
+
+
+def _incompatible(message: str, **fields: object) -> AdapterIncompatible:
+    return AdapterIncompatible(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,282 @@
+"""Reads adapter_config.json: every key is used, known to have no effect, or must be at its default.
+
+PEFT ignores keys it does not know; a key that changes the mathematics would then be dropped
+without a word. Here it is refused by name. Keys follow PEFT 0.21; older configs have fewer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from polygraft.adapters.errors import (
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterUnsupported,
+    raise_all,
+)
+from polygraft.adapters.files import CONFIG_FILE
+from polygraft.adapters.patterns import PatternMap
+
+# Read elsewhere in the folder, or without effect on inference (adapters.md, section 3.1).
+IGNORED_KEYS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+)
+IGNORED_LORA_KEYS = IGNORED_KEYS | {
+    # The tensors' names already say which modules were matched.
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",  # says how the *base* stores its weight
+    "lora_dropout",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+}
+IGNORED_PROMPT_KEYS = IGNORED_KEYS | {
+    "num_attention_heads",
+    "num_layers",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "prompt_tuning_init_state_dict_path",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
+    # The encoder of p-tuning is already applied to the saved embeddings.
+    "encoder_reparameterization_type",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_dropout",
+}
+MERGE = "Merge it into the base, or retrain without it."
+CONVERT = (
+    "This initialisation rewrites the base before training. Convert to a plain LoRA: save the "
+    "untrained adapter with init_lora_weights=True, then the trained one with save_pretrained("
+    "path_initial_model_for_weight_conversion=...)."
+)
+# Keys that must be off: null, false or empty. Value: the way out.
+MUST_BE_OFF: Mapping[str, str] = {
+    "use_dora": "Retrain without DoRA or merge it into the base.",
+    "lora_bias": "Retrain with lora_bias=False.",
+    "modules_to_save": "Retrain without modules_to_save, or merge the full weights into the base.",
+    "trainable_token_indices": "Retrain without trainable tokens, or merge them into the base.",
+    "target_parameters": "Expert parameters are not supported; train on attention only.",
+    "alora_invocation_tokens": "Retrain as a plain LoRA.",
+    "corda_config": CONVERT,
+    "loftq_config": CONVERT,
+    "lora_ga_config": CONVERT,
+    "layer_replication": MERGE,
+    "use_qalora": MERGE,
+    "use_bdlora": MERGE,
+    "velora_config": MERGE,
+    "kasa_config": MERGE,
+    "monteclora_config": MERGE,
+    "arrow_config": MERGE,
+    "megatron_config": MERGE,
+    "ensure_weight_tying": "Retrain with ensure_weight_tying=False.",
+}
+# Initialisations that leave the base alone, so that reading the tensors plainly is exact.
+PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")
+PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
+ACCEPTED_TYPES = ("LORA", *PROMPT_TYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What a LoRA config contributes besides the tensors. `rank` and `alpha` take module names."""
+
+    rank: PatternMap
+    alpha: PatternMap
+    use_rslora: bool
+    peft_version: str | None
+
+    def scaling(self, module: str, rank: int) -> float:
+        """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
+        divisor = rank**0.5 if self.use_rslora else rank
+        return float(self.alpha.value(module)) / divisor
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """What a prompt tuning or p-tuning config says about its one tensor."""
+
+    num_virtual_tokens: int
+    token_dim: int | None
+    peft_type: str
+    peft_version: str | None
+
+
+Problems = list[AdapterInvalid | AdapterIncompatible]
+
+
+def parse_config(config: Mapping[str, object]) -> LoraSettings | PromptSettings:
+    """Checks every key; raises AdapterInvalid or AdapterUnsupported naming all that are wrong."""
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str) or peft_type not in ACCEPTED_TYPES:
+        raise _unsupported(
+            "peft_type", peft_type, " or ".join(ACCEPTED_TYPES), "Retrain with an accepted method."
+        )
+    problems: Problems = []
+    settings = (
+        _parse_lora(config, problems)
+        if peft_type == "LORA"
+        else _parse_prompt(config, peft_type, problems)
+    )
+    raise_all(problems)
+    return settings
+
+
+def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSettings:
+    used = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
+    _check_keys(config, used | {"init_lora_weights"} | IGNORED_LORA_KEYS, problems)
+    _check_init(config.get("init_lora_weights", True), problems)
+    bias = config.get("bias", "none")
+    if bias != "none":
+        problems.append(_unsupported("bias", bias, "none", 'Retrain with bias="none".'))
+    return LoraSettings(
+        rank=PatternMap(
+            "rank_pattern",
+            _patterns(config, "rank_pattern", _is_rank, problems),
+            _number(config, "r", 8, _is_rank, "an integer of at least 1", problems),
+        ),
+        alpha=PatternMap(
+            "alpha_pattern",
+            _patterns(config, "alpha_pattern", _is_number, problems),
+            _number(config, "lora_alpha", 8, _is_number, "a finite number", problems),
+        ),
+        use_rslora=_flag(config, "use_rslora", problems),
+        peft_version=_version(config),
+    )
+
+
+def _parse_prompt(
+    config: Mapping[str, object], peft_type: str, problems: Problems
+) -> PromptSettings:
+    used = {"num_virtual_tokens", "token_dim", "num_transformer_submodules"}
+    _check_keys(config, used | IGNORED_PROMPT_KEYS, problems)
+    submodules = config.get("num_transformer_submodules")
+    if submodules not in (None, 1):
+        hint = "Encoder-decoder prompts do not fit a causal LM."
+        problems.append(_unsupported("num_transformer_submodules", submodules, 1, hint))
+    token_dim = config.get("token_dim")
+    if token_dim is not None and not _is_rank(token_dim):
+        problems.append(_invalid("token_dim", token_dim, "an integer of at least 1, or null"))
+    return PromptSettings(
+        num_virtual_tokens=int(
+            _number(config, "num_virtual_tokens", None, _is_rank, "an integer >= 1", problems)
+        ),
+        token_dim=token_dim if isinstance(token_dim, int) else None,
+        peft_type=peft_type,
+        peft_version=_version(config),
+    )
+
+
+def _check_keys(config: Mapping[str, object], known: AbstractSet[str], problems: Problems) -> None:
+    """Refuses what would change the result: keys that must be off, other tasks, unknown keys.
+
+    An unknown key that is null, false or empty is off: newer PEFT versions write every new
+    option, also when it is not used.
+    """
+    task_type = config.get("task_type")
+    if task_type not in (None, "CAUSAL_LM"):
+        hint = "Heads of other tasks are not served."
+        problems.append(_unsupported("task_type", task_type, "CAUSAL_LM or null", hint))
+    for key, value in config.items():
+        if key in known or key in ("peft_type", "task_type") or _is_off(value):
+            continue
+        hint = MUST_BE_OFF.get(key, "This key is unknown here; retrain without it.")
+        problems.append(_unsupported(key, value, "null, false or empty", hint))
+
+
+def _check_init(value: object, problems: Problems) -> None:
+    name = json.dumps(value).strip('"').lower() if isinstance(value, (bool, str)) else ""
+    if name in PLAIN_INITS:
+        return
+    rewrites = name.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+    hint = CONVERT if rewrites else "Retrain with init_lora_weights=True."
+    problems.append(_unsupported("init_lora_weights", value, ", ".join(PLAIN_INITS), hint))
+
+
+def _patterns(
+    config: Mapping[str, object],
+    key: str,
+    is_valid: Callable[[object], bool],
+    problems: Problems,
+) -> dict[str, float]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        problems.append(_invalid(key, value, "an object from pattern to number"))
+        return {}
+    wrong = {name: item for name, item in value.items() if not is_valid(item)}
+    problems.extend(
+        _invalid(f"{key}[{name[:80]}]", item, "as the default of this pattern")
+        for name, item in wrong.items()
+    )
+    return {name: item for name, item in value.items() if name not in wrong}
+
+
+def _number(
+    config: Mapping[str, object],
+    key: str,
+    default: float | None,
+    is_valid: Callable[[object], bool],
+    allowed: str,
+    problems: Problems,
+) -> float:
+    value = config.get(key, default)
+    if is_valid(value):
+        return value  # type: ignore[return-value]  # is_valid has looked
+    problems.append(_invalid(key, value, allowed))
+    return 1
+
+
+def _flag(config: Mapping[str, object], key: str, problems: Problems) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        problems.append(_invalid(key, value, "true or false"))
+    return value is True
+
+
+def _version(config: Mapping[str, object]) -> str | None:
+    value = config.get("peft_version")
+    return value[:64] if isinstance(value, str) else None
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)  # parse_json has refused NaN and infinities
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _invalid(key: str, value: object, allowed: str) -> AdapterInvalid:
+    return AdapterInvalid(
+        f"{_shown(value)} is not valid (allowed: {allowed}).",
+        file=CONFIG_FILE,
+        item=key,
+        found=value,
+        allowed=allowed,
+    )
+
+
+def _unsupported(key: str, value: object, allowed: object, hint: str) -> AdapterUnsupported:
+    return AdapterUnsupported(
+        f"{_shown(value)} is not supported (supported: {allowed}).",
+        file=CONFIG_FILE,
+        item=key,
+        found=value,
+        allowed=allowed,
+        hint=hint,
+    )

@@ -1,0 +1,190 @@
+"""Reads a PEFT folder into tensors, exactly as PEFT would apply it, or refuses it by name.
+
+The tensors are the truth: which modules have an adapter and with what rank is read from them,
+never re-resolved from the config. Every tensor must be consumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from polygraft.adapters.checks import PROMPT_TENSOR, LoraPair, check_lora, check_prompt
+from polygraft.adapters.config import LoraSettings, Problems, PromptSettings, parse_config
+from polygraft.adapters.errors import AdapterInvalid, raise_all
+from polygraft.adapters.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_complete,
+    check_magic,
+    find_files,
+    read_json,
+)
+from polygraft.adapters.geometry import BaseGeometry
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.safetensors_header import read_header
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """The low-rank update of one linear module: y += scaling * B (A x)."""
+
+    lora_a: Tensor  # [rank, in_features], serving dtype
+    lora_b: Tensor  # [out_features, rank], serving dtype
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """The number of rank columns, as stored in the file."""
+        return int(self.lora_a.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """All tensors of one adapter version in the serving dtype, on the host.
+
+    `modules` maps dotted module names of the base to their update; `prompt_embeddings`
+    [num_virtual_tokens, hidden_size] are the rows put in front of a sequence.
+    """
+
+    kind: Literal["lora", "soft_prompt"]
+    modules: dict[str, LoraModule] = field(default_factory=dict)
+    prompt_embeddings: Tensor | None = None
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any module; 0 for a soft prompt."""
+        return max((module.rank for module in self.modules.values()), default=0)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Rows of the soft prompt; 0 for a LoRA."""
+        return 0 if self.prompt_embeddings is None else int(self.prompt_embeddings.shape[0])
+
+    @property
+    def tensor_count(self) -> int:
+        """Tensors in the file: two per adapted module, one for a soft prompt."""
+        return 2 * len(self.modules) + (self.prompt_embeddings is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        loras = sum(m.lora_a.nbytes + m.lora_b.nbytes for m in self.modules.values())
+        return loras + (0 if self.prompt_embeddings is None else self.prompt_embeddings.nbytes)
+
+
+def read_adapter(
+    files: Mapping[str, Path] | Path,
+    geometry: BaseGeometry,
+    limits: AdapterLimits,
+    *,
+    dtype: torch.dtype,
+    allow_no_effect: bool = False,
+) -> AdapterWeights:
+    """The weights of an adapter, cast to `dtype`; `files` is a PEFT directory or name -> path.
+
+    Cheap checks first: file kinds, JSON, safetensors header, config, names and shapes against
+    the base, then values. Raises AdapterInvalid, AdapterUnsupported or AdapterIncompatible with
+    every problem found at the first failing stage. `allow_no_effect` admits a LoRA that changes
+    nothing (reason NO_EFFECT otherwise).
+    """
+    if isinstance(files, Path):
+        files = find_files(files)
+    check_complete(files)
+    check_magic(files[CONFIG_FILE])
+    check_magic(files[WEIGHTS_FILE])
+    settings = parse_config(read_json(files[CONFIG_FILE]))
+    entries = read_header(files[WEIGHTS_FILE], max_tensors=limits.max_tensors)
+    if isinstance(settings, PromptSettings):
+        check_prompt(settings, entries, geometry, limits)
+        return _read_prompt(files[WEIGHTS_FILE], dtype)
+    pairs = check_lora(settings, entries, geometry, limits)
+    modules = _read_lora(files[WEIGHTS_FILE], settings, pairs, dtype)
+    if not allow_no_effect and not any(_has_effect(module) for module in modules.values()):
+        raise _no_effect()
+    return AdapterWeights(kind="lora", modules=modules)
+
+
+def _read_prompt(path: Path, dtype: torch.dtype) -> AdapterWeights:
+    problems: Problems = []
+    with safe_open(path, framework="pt") as file:
+        embeddings = _cast(file.get_tensor(PROMPT_TENSOR), PROMPT_TENSOR, dtype, problems)
+    raise_all(problems)
+    return AdapterWeights(kind="soft_prompt", prompt_embeddings=embeddings)
+
+
+def _read_lora(
+    path: Path, settings: LoraSettings, pairs: Mapping[str, LoraPair], dtype: torch.dtype
+) -> dict[str, LoraModule]:
+    problems: Problems = []
+    modules = {}
+    with safe_open(path, framework="pt") as file:
+        for name, (a, b) in pairs.items():
+            module = LoraModule(
+                lora_a=_cast(file.get_tensor(a.name), a.name, dtype, problems),
+                lora_b=_cast(file.get_tensor(b.name), b.name, dtype, problems),
+                scaling=settings.scaling(name, a.shape[0]),
+            )
+            modules[name] = module
+            if not problems:
+                problems.extend(_check_magnitude(name, module))
+    raise_all(problems)
+    return modules
+
+
+def _cast(tensor: Tensor, name: str, dtype: torch.dtype, problems: Problems) -> Tensor:
+    """A private copy in `dtype`; a NaN or Inf before or after the cast is a problem.
+
+    Why refuse: 0 * Inf = NaN, so one bad row of the shared pool would poison the rows of other
+    adapters in the same tile.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        problems.append(_bad_value("holds NaN or infinite values.", name, "finite values"))
+    cast = tensor.to(dtype, copy=True).contiguous()
+    if not problems and not bool(torch.isfinite(cast).all()):
+        largest = torch.finfo(dtype).max
+        problems.append(
+            _bad_value(f"overflows {dtype} (largest {largest:g}) when cast.", name, largest)
+        )
+    return cast
+
+
+def _check_magnitude(name: str, module: LoraModule) -> Problems:
+    """The update of an input of length 1 must stay inside the dtype: |s| max_i|B_i| |A|_F."""
+    a = torch.linalg.vector_norm(module.lora_a, dtype=torch.float64)
+    b = torch.linalg.vector_norm(module.lora_b, dim=1, dtype=torch.float64).max()
+    bound = abs(module.scaling) * float(a) * float(b)
+    largest = torch.finfo(module.lora_a.dtype).max
+    if bound < largest:
+        return []
+    return [_bad_value(f"scaling times weights reaches {bound:g}.", name, f"below {largest:g}")]
+
+
+def _has_effect(module: LoraModule) -> bool:
+    return module.scaling != 0 and bool(module.lora_a.any()) and bool(module.lora_b.any())
+
+
+def _bad_value(message: str, item: str, allowed: object) -> AdapterInvalid:
+    return AdapterInvalid(
+        message,
+        file=WEIGHTS_FILE,
+        item=item,
+        allowed=allowed,
+        hint="The training diverged; use an earlier checkpoint.",
+    )
+
+
+def _no_effect() -> AdapterInvalid:
+    return AdapterInvalid(
+        "the adapter changes nothing: in every module A, B or the scale is zero.",
+        reason="NO_EFFECT",
+        file=WEIGHTS_FILE,
+        hint="It was saved before training, or its gradients never arrived. Set allow_no_effect "
+        "to publish an identity adapter on purpose.",
+    )
