@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polygraft.adapters.canonical import canonical_bytes, sha256_digest
 from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid
-from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, parse_json, read_json
+from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, hash_file, parse_json, read_json
 from polygraft.adapters.fingerprint import Fingerprint
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.prompt import PromptRecipe
@@ -46,7 +46,7 @@ class FormatRecord(_Frozen):
     max_rank: Count = 0
     virtual_token_count: Count = 0
     tensor_count: Count
-    modules: tuple[str, ...] = ()
+    modules: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class BaseRecord(_Frozen):
@@ -72,7 +72,7 @@ class TokenizerRecord(_Frozen):
     files_sha256: Sha256 | None = None
     vocab_size: Count | None = None
     bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
 
 
 class DataRecord(_Frozen):
@@ -99,7 +99,7 @@ class ScoreRecord(_Frozen):
     subject: str
     metric: str
     value: Decimal
-    ci95: tuple[Decimal, Decimal] | None = None
+    ci95: tuple[Decimal, Decimal] | None = Field(default=None, strict=False)
     rows: Count
     split: str
     data_sha256: Sha256 | None = None
@@ -121,14 +121,14 @@ class Manifest(_Frozen):
     schema_id: Literal["polygraft.adapter/1"] = Field(alias="schema")
     kind: Literal["lora", "soft_prompt", "prefix", "bundle", "houlsby", "selective"]
     servable: bool = True
-    files: tuple[FileRecord, ...] = Field(min_length=1)
+    files: tuple[FileRecord, ...] = Field(min_length=1, strict=False)
     format: FormatRecord
     base: BaseRecord
     tokenizer: TokenizerRecord | None = None
     prompt: PromptRecipe | None = None
-    data: tuple[DataRecord, ...] = ()
+    data: tuple[DataRecord, ...] = Field(default=(), strict=False)
     method: MethodRecord | None = None
-    scores: tuple[ScoreRecord, ...] = ()
+    scores: tuple[ScoreRecord, ...] = Field(default=(), strict=False)
     probes: ProbesRecord | None = None
     provenance: Mapping[str, str | int | bool | None] = Field(default_factory=dict)
 

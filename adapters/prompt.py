@@ -50,7 +50,9 @@ class PromptRecipe(_Frozen):
     counts the tokens of the prompt without the soft prompt.
     """
 
-    segments: tuple[TextSegment | VariableSegment, ...] = Field(min_length=1, max_length=256)
+    segments: tuple[TextSegment | VariableSegment, ...] = Field(
+        min_length=1, max_length=256, strict=False
+    )
     wrap: Literal["none", "chat"] = "none"
     system: str | None = None
     chat_template_sha256: str | None = None
@@ -59,9 +61,11 @@ class PromptRecipe(_Frozen):
     allow_special_tokens: bool = False
     max_input_tokens: Annotated[int, Field(gt=0)] | None = None
     on_overflow: Literal["error"] = "error"
-    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=64)
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), max_length=64, strict=False
+    )
     stop_sequences: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), max_length=16
+        default=(), max_length=16, strict=False
     )
     defaults: RecipeDefaults = RecipeDefaults()
 
