@@ -12,7 +12,7 @@ stack is changed incrementally: a step that brings one new adapter copies that a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,14 +33,14 @@ class RankStack:
     def __init__(self, pools: Sequence[SitePool], num_rows: int) -> None:
         self.pools = pools
         self.num_rows = num_rows
-        self._slots: list[Hashable | None] = []
+        self._slots: list[str | None] = []
         self._capacity = 0
         self._a: list[Tensor] = []
         self._b: list[Tensor] = []
         self._scale: list[Tensor] = []
         self._targets: list[list[bool]] = []  # per slot, per site: whether the site has rows
 
-    def place(self, row0_of: Mapping[Hashable, int]) -> dict[Hashable, int]:
+    def place(self, row0_of: Mapping[str, int]) -> dict[str, int]:
         """Slots of the given keys, copying from the pool what is not stacked yet.
 
         row0_of: key -> first pool row. Slots of keys that are not named may be overwritten.
@@ -65,7 +65,7 @@ class RankStack:
         used = len(self._slots)
         return self._a[site][:used], self._b[site][:used], self._scale[site][:used]
 
-    def _drop_unused(self, wanted: Mapping[Hashable, int]) -> None:
+    def _drop_unused(self, wanted: Mapping[str, int]) -> None:
         for slot, key in enumerate(self._slots):
             if key not in wanted:
                 self._slots[slot] = None
@@ -102,7 +102,7 @@ class RankStack:
         self._targets += [[False] * len(self.pools) for _ in range(capacity - self._capacity)]
         self._capacity = capacity
 
-    def _fill(self, slot: int, key: Hashable, row0: int) -> None:
+    def _fill(self, slot: int, key: str, row0: int) -> None:
         rows = slice(row0, row0 + self.num_rows)
         for site, pool in enumerate(self.pools):
             z_count = len(pool.shape.slices)
@@ -145,9 +145,7 @@ class GroupedSegments:
     LONG_SEGMENT rows or more (prefill chunks) are multiplied alone.
     """
 
-    def __init__(
-        self, stack: RankStack, segments: Sequence[Segment], device: torch.device
-    ) -> None:
+    def __init__(self, stack: RankStack, segments: Sequence[Segment], device: torch.device) -> None:
         self.stack = stack
         self.slots = [segment.slot for segment in segments]
         self.long = [s for s in segments if s.end - s.start >= LONG_SEGMENT]

@@ -1,4 +1,4 @@
-"""A frozen linear layer of several slices (q|k|v as one), with prepacked CPU weights where possible.
+"""A frozen linear layer, with its weight prepacked for the CPU where that is possible.
 
 Knows tensors only. oneDNN's blocked weight layout is 1.6 to 3 times faster than `F.linear` on a CPU
 for the row counts of decoding; the operators are private to torch, so they are feature-tested once

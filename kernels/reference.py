@@ -1,6 +1,6 @@
 """The multi-adapter LoRA update written for clarity: the oracle of every faster path.
 
-    y[m] = x[m] W^T + b + scaling(m) * (x[m] lora_a(m)^T) lora_b(m)^T
+y[m] = x[m] W^T + b + scaling(m) * (x[m] lora_a(m)^T) lora_b(m)^T
 """
 
 from __future__ import annotations

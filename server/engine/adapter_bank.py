@@ -107,9 +107,7 @@ class AdapterBank:
                 pool.clear(rows.row0, rows.count)
             for name, module in weights.modules.items():
                 site, z = self._place_of[name]
-                self.pools[site].write(
-                    rows.row0, z, module.lora_a, module.lora_b, module.scaling
-                )
+                self.pools[site].write(rows.row0, z, module.lora_a, module.lora_b, module.scaling)
         if weights.prompt_embeddings is not None:
             prompt = weights.prompt_embeddings.to(self._device, self._dtype)
             with self._lock:
@@ -132,11 +130,6 @@ class AdapterBank:
     def prompt(self, digest: str) -> Tensor | None:
         """Virtual tokens [num_virtual_tokens, hidden_size] of a resident soft prompt."""
         return self._prompts.get(digest)
-
-    def num_virtual(self, digest: str) -> int:
-        """Virtual tokens of a resident version, 0 for a LoRA."""
-        prompt = self._prompts.get(digest)
-        return 0 if prompt is None else int(prompt.shape[0])
 
     def stack(self, rank_rows: int) -> RankStack:
         """The stack of one rank class. Engine thread only."""

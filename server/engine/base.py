@@ -68,7 +68,8 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation="eager"
         )
-    model.eval().requires_grad_(False)
+    model.train(False)
+    model.requires_grad_(False)
     name = str(name_or_path) if str(name_or_path).startswith("builtin:") else path.name
     geometry = describe_base(
         model, model_config, name=name, fingerprint=fingerprint_base(path, tokenizer)

@@ -81,9 +81,7 @@ class BatchBuilder:
             for count, segments in by_class.items()
         ]
 
-    def _virtual_rows(
-        self, ordered: Sequence[Chunk], starts: Sequence[int]
-    ) -> list[VirtualRows]:
+    def _virtual_rows(self, ordered: Sequence[Chunk], starts: Sequence[int]) -> list[VirtualRows]:
         found = []
         for chunk, start in zip(ordered, starts, strict=False):
             sequence = chunk.sequence
@@ -146,9 +144,11 @@ def _token_ids(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Ids of the chunk's positions; 0 stands for a virtual token and is overwritten later."""
     sequence = chunk.sequence
     start = sequence.num_computed - sequence.num_virtual
-    real = sequence.token_ids[max(start, 0) : start + chunk.num_tokens] if (
-        start + chunk.num_tokens > 0
-    ) else []
+    real = (
+        sequence.token_ids[max(start, 0) : start + chunk.num_tokens]
+        if (start + chunk.num_tokens > 0)
+        else []
+    )
     return np.asarray([0] * (chunk.num_tokens - len(real)) + real, dtype=np.int64)
 
 

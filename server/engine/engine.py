@@ -7,38 +7,40 @@ It knows no gRPC and no text; stop strings are the front-end's business.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from polygraft.adapters.errors import InvalidRequest, NonFinite, Overloaded, Unavailable
+from polygraft.adapters.errors import InvalidRequest, NonFinite, Unavailable
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.server.engine.adapter_bank import AdapterBank
-from polygraft.server.engine.base import load_base
-from polygraft.server.engine.batch import Chunk, ForwardBatch, SampleRows
+from polygraft.server.engine.admission import Admission
+from polygraft.server.engine.base import LoadedBase, load_base
+from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.block_pool import BlockPool
+from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.kv_cache import KVCache, bytes_per_cell
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
-    FinishReason,
     SequenceOutput,
 )
 from polygraft.server.engine.model_runner import ModelRunner
-from polygraft.server.engine.probe import probe_model
-from polygraft.server.engine.sampler import log_sum_exp, sample
-from polygraft.server.engine.scheduler import Scheduler, SchedulerLimits
+from polygraft.server.engine.probe import ProbedModel, probe_model
+from polygraft.server.engine.scheduler import AdapterPort, Scheduler, SchedulerLimits
 from polygraft.server.engine.selfcheck import check_numbers, reference_logits
-from polygraft.server.engine.sequence import Sequence
+from polygraft.server.engine.sequence import Sequence, SequenceState
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +50,296 @@ _STOP = object()
 _IDLE_WAIT = 0.05  # seconds between looks at deadlines when nothing can run
 
 
-class AdapterReferences(Protocol):
+class AdapterReferences(AdapterPort, Protocol):
     """What the engine needs of `adapters.residency.Residency`."""
-
-    def is_ready(self, digest: str) -> bool:
-        """Whether the version is on the device."""
-        ...
-
-    def failure(self, digest: str) -> Exception | None:
-        """Why the version could not be loaded, if it could not."""
-        ...
 
     def release(self, digest: str) -> None:
         """Give back one reference."""
         ...
+
+
+class Engine:
+    """Continuous batching over one frozen base. Build it with `Engine.load`.
+
+    `submit`, `abort`, `wake`, `stats` and `ledger` may be called from any thread; the rest belongs
+    to whoever builds and stops the engine.
+    """
+
+    def __init__(
+        self, base: LoadedBase, config: EngineConfig, runner: ModelRunner, bank: AdapterBank
+    ) -> None:
+        self.base = base
+        self.config = config
+        self.bank = bank
+        self._runner = runner
+        self._builder = BatchBuilder(bank, torch.device(config.device))
+        self._blocks = BlockPool(runner.cache.num_cells // config.block_size)
+        self._intake: SimpleQueue[Sequence | str | object] = SimpleQueue()
+        self._admission = Admission(
+            max_requests=config.max_queued_requests,
+            max_tokens=config.max_queued_tokens,
+            vocab_size=base.geometry.vocab_size,
+            context_length=self.context_length,
+        )
+        self._lock = threading.Lock()  # guards the two below
+        self._live: dict[str, Sequence] = {}
+        self._is_alive = False
+        self._counts = StepCounts()
+        self._thread: threading.Thread | None = None
+        self._adapters: AdapterReferences
+        self._publish: Publish
+        self._scheduler: Scheduler
+
+    @classmethod
+    def load(cls, base: str | Path, config: EngineConfig) -> Engine:
+        """Load a base, prove that it is computed exactly, and size cache and pools.
+
+        Raises ModelRefused when the architecture cannot be served, InvalidRequest when the base
+        is not found.
+        """
+        torch.set_num_threads(config.threads or physical_cores())
+        loaded = load_base(base, config)
+        reference = reference_logits(loaded)
+        probed = probe_model(loaded)
+        device = torch.device(config.device)
+        cache = KVCache(
+            probed.layers, num_cells(config, loaded, probed), dtype=loaded.dtype, device=device
+        )
+        runner = ModelRunner(loaded, probed, cache, pack=config.pack_weights)
+        bank = AdapterBank(
+            runner.sites,
+            pool_rows=config.pool_rows,
+            virtual_token_rows=config.virtual_token_rows,
+            dtype=loaded.dtype,
+            device=device,
+        )
+        check_numbers(loaded, runner, bank, config.block_size, reference)
+        return cls(loaded, config, runner, bank)
+
+    @property
+    def geometry(self) -> BaseGeometry:
+        """What adapters are checked against."""
+        return self.base.geometry
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return self.base.tokenizer
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end a sequence unless the request ignores them."""
+        return self.base.eos_token_ids
+
+    @property
+    def context_length(self) -> int:
+        """Positions of one sequence at most: virtual, prompt and output tokens."""
+        return min(self.base.context_length, self._blocks.num_blocks * self.config.block_size)
+
+    def attach(self, adapters: AdapterReferences, publish: Publish) -> None:
+        """Say where adapters come from and where outputs go; `publish` is called once per step."""
+        limits = SchedulerLimits(
+            self.config.max_running, self.config.max_batch_tokens, self.config.max_chunk
+        )
+        self._adapters = adapters
+        self._publish = publish
+        self._scheduler = Scheduler(limits, self._blocks, adapters)
+        with self._lock:
+            self._is_alive = True
+
+    def start(self, adapters: AdapterReferences, publish: Publish) -> None:
+        """Attach, and start the engine thread, from which `publish` is called."""
+        self.attach(adapters, publish)
+        self._thread = threading.Thread(target=self._run, name="polygraft-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; live requests get Unavailable. Idempotent."""
+        self._intake.put(_STOP)
+        if self._thread is not None:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Look at the queues again: an adapter became ready or failed."""
+        self._intake.put(_WAKE)
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request whose adapter the caller has acquired; on success the engine owns the
+        reference and releases it when the sequence ends.
+
+        Raises InvalidRequest (what can never run), Overloaded (queue full), Unavailable.
+        """
+        self._admission.check(request)
+        sequence = Sequence(request, block_size=self.config.block_size)
+        with self._lock:
+            if not self._is_alive:
+                raise Unavailable("the engine is not running.")
+            if request.request_id in self._live:
+                raise InvalidRequest("this request id is already running.", item="request_id")
+            self._admission.enter(request)
+            self._live[request.request_id] = sequence
+        self._intake.put(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End a request in any state. Unknown and finished ids are ignored."""
+        self._intake.put(request_id)
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics and health."""
+        with self._lock:
+            live, is_alive = list(self._live.values()), self._is_alive
+        return EngineStats(
+            waiting=sum(s.state is SequenceState.WAITING for s in live),
+            loading=sum(self._is_loading(s) for s in live),
+            running=sum(s.state is SequenceState.RUNNING for s in live),
+            total_blocks=self._blocks.num_blocks,
+            free_blocks=self._blocks.num_free,
+            steps=self._counts.steps,
+            preemptions=self._scheduler.num_preemptions,
+            prompt_tokens=self._counts.prompt_tokens,
+            output_tokens=self._counts.output_tokens,
+            pool_rows=self.bank.num_rows,
+            free_pool_rows=self.bank.num_free_rows,
+            last_step_age=self._counts.age(time.monotonic()),
+            alive=is_alive,
+        )
+
+    def ledger(self) -> dict[str, int]:
+        """Counts that return to their start once every request has ended."""
+        return {
+            "free_blocks": self._blocks.num_free,
+            "live_sequences": len(self._live),
+            "queued_requests": self._admission.num_requests,
+            "queued_tokens": self._admission.num_tokens,
+        }
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if blocks, rows and queues disagree. Call when idle."""
+        self._scheduler.check_integrity()
+        self.bank.check_integrity()
+
+    def _is_loading(self, sequence: Sequence) -> bool:
+        digest = sequence.request.adapter
+        waits = digest is not None and sequence.state is SequenceState.WAITING
+        return waits and digest is not None and not self._adapters.is_ready(digest)
+
+    def _run(self) -> None:
+        """The engine thread."""
+        try:
+            is_idle = True
+            while self._take_in(wait=is_idle):
+                is_idle = not self._step()
+        except Exception as error:
+            logger.exception("the engine died")
+            self._end_all(Unavailable(f"the engine died: {error}"))
+        else:
+            stopping = Unavailable("the server is stopping.", reason="DRAINING")
+            self._end_all(stopping)
+
+    def _take_in(self, *, wait: bool) -> bool:
+        """Drain the intake queue; False after `stop`."""
+        with suppress(Empty):
+            item = self._intake.get(block=wait, timeout=_IDLE_WAIT)
+            while item is not _STOP:
+                if isinstance(item, Sequence):
+                    self._scheduler.add(item)
+                elif isinstance(item, str):
+                    self._scheduler.abort(item)
+                item = self._intake.get_nowait()
+            return False
+        return True
+
+    def step(self) -> bool:
+        """Take in what was queued and run one step, on the caller's thread. For tests and tools
+        that drive the engine themselves (`attach` instead of `start`). False: nothing could run.
+        """
+        self._take_in(wait=False)
+        return self._step()
+
+    def _step(self) -> bool:
+        """Schedule, run, commit, publish. False when nothing could run."""
+        now = time.monotonic()
+        outputs = [ended(sequence) for sequence in self._scheduler.sweep(now)]
+        chunks = self._scheduler.plan(now)
+        if chunks:
+            batch = self._builder.build(chunks)
+            outputs += commit(chunks, batch, self._runner.run(batch))
+            self._counts.add(chunks)
+        self._settle(chunks, outputs)
+        if outputs:
+            self._publish(outputs)
+        return bool(chunks)
+
+    def _settle(self, chunks: list[Chunk], outputs: list[SequenceOutput]) -> None:
+        """Give back what ended sequences hold, before anybody hears of their end."""
+        for chunk in chunks:
+            self._admission.leave(chunk.sequence.id)
+        for output in outputs:
+            if output.is_final:
+                sequence = self._live[output.request_id]
+                if isinstance(output.error, NonFinite):
+                    self._runner.cache.clear(sequence.cells(0, sequence.num_computed))
+                self._scheduler.finish(sequence)
+                self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._admission.leave(sequence.id)
+        with self._lock:
+            del self._live[sequence.id]
+        if sequence.request.adapter is not None:
+            self._adapters.release(sequence.request.adapter)
+
+    def _end_all(self, error: Exception) -> None:
+        """Nobody is left waiting for an answer that will not come."""
+        with self._lock:
+            self._is_alive = False  # from here on `submit` refuses
+            live = list(self._live.values())
+        for sequence in live:
+            self._scheduler.finish(sequence)
+            self._forget(sequence)
+        if live:
+            self._publish([SequenceOutput(sequence.id, error=error) for sequence in live])
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """Totals since the start. Written by the engine thread."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    finished_at: float | None = None
+
+    def add(self, chunks: list[Chunk]) -> None:
+        """Count one finished step."""
+        decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
+        self.steps += 1
+        self.output_tokens += decodes
+        self.prompt_tokens += sum(chunk.num_tokens for chunk in chunks) - decodes
+        self.finished_at = time.monotonic()
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the last step."""
+        return None if self.finished_at is None else now - self.finished_at
+
+
+def num_cells(config: EngineConfig, base: LoadedBase, probed: ProbedModel) -> int:
+    """KV cells within `kv_bytes`, in whole blocks; no more than all running sequences can use."""
+    block_bytes = bytes_per_cell(probed.layers, base.dtype) * config.block_size
+    per_sequence = -(-base.context_length // config.block_size)
+    blocks = min(config.kv_bytes // block_bytes, config.max_running * per_sequence)
+    if blocks < 1:
+        raise InvalidRequest(
+            f"kv_bytes = {config.kv_bytes} holds no block of {block_bytes} bytes.",
+            item="kv_bytes",
+            found=config.kv_bytes,
+            allowed=f">= {block_bytes}",
+        )
+    return int(blocks) * config.block_size
+
+
+def physical_cores() -> int:
+    """Cores this process may use."""
+    return max(
+        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

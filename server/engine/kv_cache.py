@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
 from typing import Any
 
 import numpy.typing as npt
@@ -24,6 +23,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.num_cells = num_cells
         self.keys = [
             torch.zeros(num_cells, layer.kv_heads, layer.head_dim, dtype=dtype, device=device)
             for layer in layers

@@ -54,6 +54,7 @@ class EngineRequest:
     stopping: Stopping
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None
+    num_virtual: int = 0  # virtual tokens of the adapter version, from its manifest
     logprobs: bool = False  # log-probability of each output token
     score_from: int | None = None
 
@@ -72,7 +73,6 @@ class SequenceOutput:
     greedy: tuple[bool, ...] = ()
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # a PolygraftError, or an unexpected one (INTERNAL)
-    virtual_tokens: int = 0
     queue_seconds: float = 0.0  # submit to first scheduled step; set on the first output
 
     @property

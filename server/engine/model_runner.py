@@ -48,7 +48,7 @@ class ModelRunner:
         install_attention(probed.attention_modules, self._attend)
         head = output_head(base.model)
         if pack and type(head) is nn.Linear:
-            base.model.set_output_embeddings(OutputHead(head))
+            base.model.set_output_embeddings(OutputHead(head))  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> Tensor:

@@ -176,9 +176,7 @@ def _record_linear_calls(base: LoadedBase) -> list[tuple[str, Tensor]]:
     return calls
 
 
-def _group_sites(
-    model: nn.Module, calls: list[tuple[str, Tensor]]
-) -> tuple[tuple[str, ...], ...]:
+def _group_sites(model: nn.Module, calls: list[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
     names = [name for name, _ in calls]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

@@ -9,7 +9,7 @@ last gives its blocks back and is computed again later (preemption by recompute)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,12 +48,10 @@ class Scheduler:
         limits: SchedulerLimits,
         blocks: BlockPool,
         adapters: AdapterPort,
-        num_virtual: Callable[[str], int],
     ) -> None:
         self.limits = limits
         self.blocks = blocks
         self._adapters = adapters
-        self._num_virtual = num_virtual
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0
@@ -115,7 +113,6 @@ class Scheduler:
             digest = sequence.request.adapter
             if digest is not None and not self._adapters.is_ready(digest):
                 continue
-            sequence.num_virtual = self._num_virtual(digest) if digest is not None else 0
             size = min(sequence.num_remaining, budget, self.limits.max_chunk)
             if not self._admit_blocks(sequence, size):
                 break  # in order: a small request must not starve a large one
@@ -131,7 +128,7 @@ class Scheduler:
     def _admit_blocks(self, sequence: Sequence, size: int) -> bool:
         """Blocks for the first chunk; all it can ever need while there is plenty, so that they
         are adjacent. A small reserve stays free for the growth of running sequences."""
-        most = sequence.num_blocks_missing(max_positions(sequence))
+        most = sequence.num_blocks_missing(sequence.max_positions)
         least = sequence.num_blocks_missing(size)
         plenty = self.blocks.num_free - most >= self.blocks.num_blocks // 4
         reserve = self.blocks.num_blocks // 50 if self.running else 0
@@ -179,9 +176,3 @@ class Scheduler:
         assert len(held) == used, f"{used} blocks used, {len(held)} held"
         assert all(s.state is SequenceState.WAITING and not s.blocks for s in self.waiting.values())
         assert all(s.state is SequenceState.RUNNING for s in self.running.values())
-
-
-def max_positions(sequence: Sequence) -> int:
-    """Positions a sequence can reach: virtual, prompt and all output but the last token."""
-    output = sequence.request.stopping.max_output_tokens
-    return sequence.num_virtual + sequence.num_prompt + max(output - 1, 0)

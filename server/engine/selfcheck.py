@@ -22,9 +22,7 @@ _BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 def _probe_tokens(base: LoadedBase) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     count = min(_NUM_TOKENS, base.context_length)
-    ids: list[int] = torch.randint(
-        base.geometry.vocab_size, (count,), generator=generator
-    ).tolist()
+    ids: list[int] = torch.randint(base.geometry.vocab_size, (count,), generator=generator).tolist()
     return ids
 
 

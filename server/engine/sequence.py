@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class Sequence:
     def __init__(self, request: EngineRequest, *, block_size: int) -> None:
         self.request = request
         self.id = request.request_id
-        self.num_virtual = 0  # set on admission, when the adapter is on the device
+        self.num_virtual = request.num_virtual
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
         self.num_computed = 0
@@ -61,6 +62,12 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     @property
+    def max_positions(self) -> int:
+        """Positions it can reach: virtual, prompt and all output but the last token."""
+        output = self.request.stopping.max_output_tokens
+        return self.num_virtual + self.num_prompt + max(output - 1, 0)
+
+    @property
     def expires_at(self) -> float | None:
         """Monotonic time at which the request's own time limit passes."""
         limit = self.request.stopping.time_limit
@@ -83,7 +90,7 @@ class Sequence:
         if not blocks:
             return
         chain = [*self.blocks[-1:], *blocks]
-        adjacent = all(b == a + 1 for a, b in zip(chain, chain[1:], strict=False))
+        adjacent = all(b == a + 1 for a, b in pairwise(chain))
         self._is_contiguous = self._is_contiguous and adjacent
         self.blocks += blocks
         starts = np.asarray(blocks, dtype=np.int64) * self._block_size

@@ -26,9 +26,9 @@ class Site:
         self.index = index
         self.names = tuple(names)
         weights = [_weight(module) for module in modules]
-        biases = [getattr(module, "bias", None) for module in modules]
+        biases = [b for module in modules if isinstance(b := getattr(module, "bias", None), Tensor)]
         self.shape = SiteShape(weights[0].shape[1], tuple(w.shape[0] for w in weights))
-        bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        bias = torch.cat([b.detach() for b in biases]) if biases else None
         self.linear = PackedLinear(torch.cat(weights), bias, pack=pack)
         self._x: Tensor | None = None
         self._y: Tensor | None = None
@@ -68,7 +68,9 @@ class Member(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [1, num_tokens, in_features] -> [1, num_tokens, out_features]."""
         y = self.site.output(x, self.slot, last=self.is_last)
-        return y if self.site.shape.out_features == self.out_features else y[..., self.low : self.high]
+        return (
+            y if self.site.shape.out_features == self.out_features else y[..., self.low : self.high]
+        )
 
 
 def build_sites(

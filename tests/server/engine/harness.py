@@ -1,0 +1,163 @@
+"""Drives an engine step by step, with adapters put straight onto the device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.weights import read_adapter
+from polygraft.server.engine.batch import ForwardBatch
+from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.engine import Engine
+from polygraft.server.engine.messages import (
+    EngineRequest,
+    FinishReason,
+    Sampling,
+    SequenceOutput,
+    Stopping,
+)
+
+
+class LoadedAdapters:
+    """Adapters that are on the device from the start; counts references like the real thing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.references: dict[str, int] = defaultdict(int)
+        self.virtual: dict[str, int] = {}
+        self.hidden: set[str] = set()  # digests that pretend to be still loading
+        self.failures: dict[str, Exception] = {}
+
+    def load(self, digest: str, directory: Path) -> None:
+        """Read a PEFT directory and put it on the device."""
+        weights = read_adapter(
+            directory, self.engine.geometry, AdapterLimits(), dtype=self.engine.base.dtype
+        )
+        assert self.engine.bank.fits(weights) is None
+        assert self.engine.bank.reserve(digest, weights)
+        self.engine.bank.copy(digest, weights)
+        self.virtual[digest] = weights.num_virtual_tokens
+
+    def is_ready(self, digest: str) -> bool:
+        return digest in self.virtual and digest not in self.hidden
+
+    def failure(self, digest: str) -> Exception | None:
+        return self.failures.get(digest)
+
+    def release(self, digest: str) -> None:
+        self.references[digest] -= 1
+
+
+@dataclass
+class Answer:
+    """Everything one request produced."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    greedy: list[bool] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # [vocab_size] per output token
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+class Harness:
+    """An engine without a thread: `submit`, then `run_step` or `run`."""
+
+    def __init__(self, base: Path, **settings: object) -> None:
+        config = EngineConfig.model_validate(
+            {"dtype": "float32", "threads": 1, "kv_bytes": 1 << 24, "pool_rows": 256, **settings}
+        )
+        self.engine = Engine.load(base, config)
+        self.adapters = LoadedAdapters(self.engine)
+        self.answers: dict[str, Answer] = defaultdict(Answer)
+        self.engine.attach(self.adapters, self._publish)
+        self._record_logits()
+        self.start_ledger = self.engine.ledger()
+
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        max_output_tokens: int = 8,
+        adapter: str | None = None,
+        stop: frozenset[int] = frozenset(),
+        sampling: Sampling | None = None,
+        time_limit: float | None = None,
+        score_from: int | None = None,
+        logprobs: bool = False,
+    ) -> None:
+        request = EngineRequest(
+            request_id,
+            tuple(prompt),
+            Stopping(max_output_tokens, stop, time_limit),
+            sampling or Sampling(),
+            adapter=adapter,
+            num_virtual=self.adapters.virtual.get(adapter, 0) if adapter else 0,
+            score_from=score_from,
+            logprobs=logprobs,
+        )
+        if adapter:
+            self.adapters.references[adapter] += 1
+        try:
+            self.engine.submit(request)
+        except Exception:
+            if adapter:
+                self.adapters.release(adapter)
+            raise
+
+    def run_step(self) -> bool:
+        """One step, with every invariant checked after it."""
+        ran = self.engine.step()
+        self.engine.check_integrity()
+        return ran
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Steps until nothing is left."""
+        for _ in range(max_steps):
+            self.run_step()
+            if not self.engine.ledger()["live_sequences"]:
+                return
+        raise AssertionError("the engine did not finish")
+
+    def assert_clean(self) -> None:
+        """Everything that was taken has been given back."""
+        assert self.engine.ledger() == self.start_ledger
+        assert all(count == 0 for count in self.adapters.references.values())
+
+    def _publish(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            answer = self.answers[output.request_id]
+            assert not answer.is_done, "an output after the last one"
+            answer.token_ids += output.token_ids
+            answer.logprobs += output.logprobs
+            answer.greedy += output.greedy
+            answer.finish_reason, answer.error = output.finish_reason, output.error
+
+    def _record_logits(self) -> None:
+        run = self.engine._runner.run
+
+        def recording(batch: ForwardBatch) -> Tensor:
+            logits = run(batch)
+            for group in batch.samples:
+                rows = logits[group.first : group.first + group.count]
+                self.answers[group.chunk.sequence.id].logits += [row.clone() for row in rows]
+            return logits
+
+        self.engine._runner.run = recording  # type: ignore[method-assign]
+
+
+def random_prompts(count: int, *, vocab: int, seed: int, longest: int = 60) -> list[list[int]]:
+    """Prompts of 2 .. longest random ids."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in lengths]

@@ -1,0 +1,105 @@
+"""Random adapters made and saved by peft itself, and their solo generation by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+NUM_VIRTUAL = 7
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the projections of one architecture are called."""
+
+    attention: str  # a projection of the attention, whose rank and alpha the patterns change
+    mlp: str
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of all linear layers but the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
+
+
+def save_adapters(base: Path, directory: Path, names: Architecture) -> dict[str, Path]:
+    """The four adapters of the exactness matrix, with weights large enough to change every token."""
+    configs = {
+        "lora4": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=_TASK),
+        "rslora8": LoraConfig(
+            r=8, lora_alpha=6, use_rslora=True, target_modules=[names.attention], task_type=_TASK
+        ),
+        "patterns16": LoraConfig(
+            r=16,
+            lora_alpha=16,
+            target_modules=[names.attention, names.mlp],
+            rank_pattern={names.mlp: 5},
+            alpha_pattern={names.attention: 24},
+            task_type=_TASK,
+        ),
+        "soft": PromptTuningConfig(num_virtual_tokens=NUM_VIRTUAL, task_type=_TASK),
+    }
+    saved = {}
+    for seed, (name, config) in enumerate(configs.items()):
+        torch.manual_seed(seed)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        _randomise(model)
+        saved[name] = directory / name
+        model.save_pretrained(saved[name], save_embedding_layers=False)
+    return saved
+
+
+_TASK = TaskType.CAUSAL_LM
+
+
+def _randomise(model: nn.Module) -> None:
+    """Freshly made LoRA is the identity (B = 0); make A and B matter."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.5 / parameter.shape[1] ** 0.5)
+        elif "prompt_" in name:
+            nn.init.normal_(parameter, std=0.2)
+
+
+@torch.inference_mode()
+def generate_alone(
+    base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> list[tuple[list[int], Tensor]]:
+    """PEFT's own greedy generation of each prompt alone in float32.
+
+    Returns (token ids, logits [num_tokens, vocab_size]) per prompt.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    model.train(False)
+    results = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        tokens = output.sequences[0, -num_tokens:].tolist()
+        results.append((tokens, torch.stack([step[0] for step in output.logits]).float()))
+    return results
