@@ -53,10 +53,11 @@ def test_the_steps_of_the_image_install_and_serve(tmp_path: Path) -> None:
     prefix.parent.mkdir()
     steps = ROOT / "scripts" / "docker"
     environment = {**os.environ, "PYTHON": sys.executable, "HOME": str(tmp_path)}
-    for command in (
+    commands: list[list[str | Path]] = [
         [steps / "install.sh", prefix, *site.getsitepackages()],
         [steps / "smoke.sh", prefix],
-    ):
+    ]
+    for command in commands:
         result = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )

@@ -1,0 +1,1 @@
+"""Reproducible measurements, beside other systems. Results stand in docs/benchmarks.md."""

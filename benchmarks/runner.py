@@ -1,0 +1,198 @@
+"""Starts every system in its own process and measures them in turn. Knows no system.
+
+All systems are loaded at once, but only one works at a time. Rounds are interleaved (A B C, B C A,
+...), so that a slow spell of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.models import MODELS, adapter_name, prepare_model
+from benchmarks.presets import Preset, Setting
+from benchmarks.report import Measurement, Row
+from benchmarks.systems import Job
+from benchmarks.workload import Shape, Workload, make_workload
+
+ENTRY = Path(__file__).with_name("serving.py")
+WARM_UP_TOKENS = 4
+
+
+class WorkerFailed(Exception):
+    """A system's process ended or answered nonsense; the message carries the end of its log."""
+
+
+class Worker:
+    """The parent's side of one system's process."""
+
+    def __init__(self, system: str, job: Job) -> None:
+        self.system = system
+        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 closed in close()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(ENTRY), "--worker", system],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+        self._send(asdict(job))
+
+    def wait_until_ready(self) -> None:
+        """Block until the system has loaded base and adapters."""
+        self._receive()
+
+    def measure(self, workload: Workload) -> Measurement:
+        """Run a workload in the process."""
+        self._send(workload.to_json())
+        return Measurement.from_json(self._receive())
+
+    def close(self) -> None:
+        """End the process: it leaves by itself when its input ends."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message, default=str) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._failed() from error
+
+    def _receive(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._failed()
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _failed(self) -> WorkerFailed:
+        self.log.seek(0)
+        return WorkerFailed(f"system {self.system} failed:\n{self.log.read()[-4000:]}")
+
+
+class Workers:
+    """Every system's process, as a context."""
+
+    def __init__(self, systems: Sequence[str], job: Job) -> None:
+        self.workers = {system: Worker(system, job) for system in systems}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def in_turn(self, round_index: int) -> list[tuple[str, Worker]]:
+        """All workers, each round beginning with another one."""
+        items = list(self.workers.items())
+        first = round_index % len(items)
+        return items[first:] + items[:first]
+
+
+def run_benchmark(
+    preset: Preset,
+    systems: Sequence[str],
+    *,
+    dtype: str,
+    threads: int,
+    seed: int,
+    on_progress: Callable[[str], None],
+) -> list[Row]:
+    """Measure every setting of the preset on every system; one row per system and setting.
+
+    `on_progress` is called with what comes next, once per workload that is run (see `num_steps`).
+    """
+    on_progress(f"making {preset.model} and {preset.num_adapters} adapters")
+    base, adapters = prepare_model(preset.model, preset.num_adapters, dtype=dtype, seed=seed)
+    job = Job(
+        base=base,
+        adapters={adapter_name(index): path for index, path in enumerate(adapters)},
+        dtype=dtype,
+        threads=threads,
+        max_concurrency=preset.concurrency,
+        max_sequence_tokens=preset.prompt_tokens[1] + preset.output_tokens,
+    )
+    rows: list[Row] = []
+    with Workers(systems, job) as workers:
+        for system, worker in workers.in_turn(0):
+            on_progress(f"loading and warming up {system}")
+            worker.wait_until_ready()
+            worker.measure(warm_up_workload(preset, seed))
+        for setting in preset.settings:
+            rows += _measure_setting(preset, setting, workers, dtype, seed, on_progress)
+    return rows
+
+
+def num_steps(preset: Preset, systems: Sequence[str]) -> int:
+    """How often `run_benchmark` calls `on_progress`."""
+    return 1 + len(systems) * (1 + len(preset.settings) * preset.num_rounds)
+
+
+def _measure_setting(
+    preset: Preset,
+    setting: Setting,
+    workers: Workers,
+    dtype: str,
+    seed: int,
+    on_progress: Callable[[str], None],
+) -> list[Row]:
+    workload = make_workload(
+        _shape(preset, preset.output_tokens),
+        [adapter_name(index) for index in range(setting.num_adapters)],
+        num_requests=setting.num_requests,
+        concurrency=setting.concurrency,
+        seed=seed,
+    )
+    measured: dict[str, list[Measurement]] = {system: [] for system in workers.workers}
+    for round_index in range(preset.num_rounds):
+        for system, worker in workers.in_turn(round_index):
+            on_progress(
+                f"{system}: {setting.num_adapters} adapters, concurrency {setting.concurrency}, "
+                f"round {round_index + 1}/{preset.num_rounds}"
+            )
+            measured[system].append(worker.measure(workload))
+    reference = next(iter(measured.values()))[0]
+    return [
+        Row.summarize(system, preset.model, dtype, setting, workload, rounds, reference)
+        for system, rounds in measured.items()
+    ]
+
+
+def warm_up_workload(preset: Preset, seed: int) -> Workload:
+    """A few tokens from every adapter at the highest concurrency: allocations and first touches."""
+    return make_workload(
+        _shape(preset, WARM_UP_TOKENS),
+        [adapter_name(index) for index in range(preset.num_adapters)],
+        num_requests=preset.concurrency,
+        concurrency=preset.concurrency,
+        seed=seed + 1,
+    )
+
+
+def _shape(preset: Preset, output_tokens: int) -> Shape:
+    least, most = preset.prompt_tokens
+    return Shape(MODELS[preset.model]["vocab_size"], least, most, output_tokens)

@@ -1,0 +1,46 @@
+"""The systems under measurement, one module each, loaded only in that system's own process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.workload import RequestTrace, Workload
+
+SYSTEMS = {
+    "peft": "benchmarks.systems.peft_generate",
+}
+"""Name to module; the module has `load(job: Job) -> System`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a system serves. Everything is the same for every system of a run."""
+
+    base: Path
+    adapters: dict[str, Path]  # name to PEFT directory
+    dtype: str
+    threads: int
+    max_concurrency: int
+    max_sequence_tokens: int  # longest prompt + output
+
+
+class System(Protocol):
+    """One way to serve the workload. All adapters are ready to use once `load` has returned."""
+
+    def run(self, workload: Workload) -> list[RequestTrace]:
+        """Serve every request, `workload.concurrency` at a time; traces in the requests' order."""
+
+    def process_ids(self) -> list[int]:
+        """Processes whose CPU time and memory count as this system's."""
+
+    def close(self) -> None:
+        """End everything that `load` started."""
+
+
+def load_system(name: str, job: Job) -> System:
+    """Import and load one system; errors pass through."""
+    system: System = import_module(SYSTEMS[name]).load(job)
+    return system
