@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 LOGITS_FP32 = 1e-4
 """Largest difference of float32 logits from those of PEFT, over a whole model."""
@@ -35,3 +36,9 @@ def matmul_tolerance(dtype: torch.dtype, reduction: int) -> Tolerance:
     from_order = 4 * math.sqrt(reduction) * torch.finfo(torch.float32).eps
     from_rounding = {torch.float64: 0.0, torch.float32: 0.0}.get(dtype, 4 * torch.finfo(dtype).eps)
     return Tolerance(rtol=from_order + from_rounding, atol=from_order + 0.6 * from_rounding)
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Norm-wise error |result - expected| / |expected|, in float64."""
+    expected = expected.double()
+    return float((result.double() - expected).norm() / expected.norm().clamp_min(1e-30))

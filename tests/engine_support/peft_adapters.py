@@ -36,7 +36,7 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def save_adapters(base: Path, directory: Path, names: Architecture) -> dict[str, Path]:
-    """The four adapters of the exactness matrix, with weights large enough to change every token."""
+    """The four adapters of the exactness matrix, with weights large enough to change tokens."""
     configs = {
         "lora4": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=_TASK),
         "rslora8": LoraConfig(

@@ -1,0 +1,87 @@
+"""Paged attention against dense float64 attention, for every way of reading the cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import relative_error
+from torch import Tensor
+
+from polygraft.kernels import attention
+from polygraft.kernels.attention import (
+    AttentionPlan,
+    Context,
+    DecodeRows,
+    PagedAttention,
+    PrefillRows,
+)
+from polygraft.kernels.reference import attention_reference
+
+HEADS, KV_HEADS, DIM = 6, 2, 16
+CELLS = 2048
+
+
+def _context(length: int, *, contiguous: bool, seed: int) -> Context:
+    if contiguous:
+        first = 7 + seed * 300
+        return Context(torch.arange(first, first + length), first)
+    generator = torch.Generator().manual_seed(seed)
+    return Context(torch.randperm(CELLS, generator=generator)[:length], None)
+
+
+def _decode_rows(contexts: list[Context], rows: Tensor | None) -> DecodeRows:
+    lengths = torch.tensor([c.length for c in contexts])
+    cells = torch.stack(
+        [torch.cat([c.cells, c.cells[:1].expand(int(lengths.max()) - c.length)]) for c in contexts]
+    )
+    return DecodeRows(rows, cells, lengths, contexts)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padded", [True, False])
+def test_mixed_step_equals_dense_attention(
+    window: int | None,
+    contiguous: bool,
+    dtype: torch.dtype,
+    padded: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not padded:
+        monkeypatch.setattr(attention, "LONG_CONTEXT", 0)  # forces the one-by-one path
+    keys = torch.randn(CELLS, KV_HEADS, DIM, dtype=dtype)
+    values = torch.randn(CELLS, KV_HEADS, DIM, dtype=dtype)
+    whole = _context(13, contiguous=contiguous, seed=0)
+    later = _context(40, contiguous=contiguous, seed=1)
+    decodes = [_context(n, contiguous=contiguous, seed=2 + i) for i, n in enumerate((5, 33, 21))]
+    # rows: decode, whole prompt, decode, decode, a later chunk of 7
+    spans = [(decodes[0], 0, 1), (whole, 1, 14), (decodes[1], 14, 15), (decodes[2], 15, 16)]
+    spans.append((later, 16, 23))
+    plan = AttentionPlan(
+        [PrefillRows(1, 14, whole), PrefillRows(16, 23, later)],
+        _decode_rows(decodes, torch.tensor([0, 14, 15])),
+    )
+    assert plan.decodes is not None
+    assert plan.decodes.is_padded == padded
+    q = torch.randn(23, HEADS, DIM, dtype=dtype)
+    out = PagedAttention()(plan, q, keys, values, scaling=0.3, window=window)
+    for context, start, end in spans:
+        k, v = keys[context.cells], values[context.cells]
+        expected = attention_reference(q[start:end], k, v, scaling=0.3, window=window)
+        bound = 2e-6 if dtype is torch.float32 else 2e-2
+        assert relative_error(out[start:end], expected) <= bound
+
+
+def test_padding_never_reads_a_strangers_cell() -> None:
+    keys = torch.full((CELLS, KV_HEADS, DIM), torch.nan)
+    values = torch.full((CELLS, KV_HEADS, DIM), torch.nan)
+    contexts = [_context(n, contiguous=True, seed=i) for i, n in enumerate((3, 17))]
+    for context in contexts:
+        keys[context.cells] = torch.randn(context.length, KV_HEADS, DIM)
+        values[context.cells] = torch.randn(context.length, KV_HEADS, DIM)
+    plan = AttentionPlan([], _decode_rows(contexts, None))
+    out = PagedAttention()(
+        plan, torch.randn(2, HEADS, DIM), keys, values, scaling=0.25, window=None
+    )
+    assert bool(torch.isfinite(out).all())

@@ -1,0 +1,35 @@
+"""One tiny llama base with four PEFT adapters, shared by the engine tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from engine_support.architectures import SERVED
+from engine_support.harness import Harness
+from engine_support.peft_adapters import save_adapters
+from tiny_models import byte_tokenizer, save_base
+
+
+@dataclass(frozen=True)
+class TinyBase:
+    """Directories of a base and its adapters by name."""
+
+    base: Path
+    adapters: dict[str, Path]
+
+    def harness(self, **settings: object) -> Harness:
+        """A stepwise engine with every adapter on the device."""
+        harness = Harness(self.base, **settings)
+        for name, directory in self.adapters.items():
+            harness.adapters.load(name, directory)
+        return harness
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+    directory = tmp_path_factory.mktemp("tiny")
+    case = SERVED["llama"]
+    base = save_base(directory / "base", case.build(), byte_tokenizer())
+    return TinyBase(base, save_adapters(base, directory, case.names))
