@@ -68,7 +68,9 @@ class Data(Section):
     rows: int | None = Field(
         default=None, gt=0, description="use only the first rows of the train split"
     )
-    max_length: int = Field(default=512, gt=1, description="tokens of prompt + completion")
+    max_length: int | None = Field(
+        default=None, gt=1, description="tokens of prompt + completion; none: what fits, up to 2048"
+    )
     on_overflow: Literal["error", "drop"] = Field(
         default="error", description="for longer rows; a completion is never cut"
     )
@@ -93,7 +95,7 @@ class Lora(Section):
 
     kind: Literal["lora"] = "lora"
     r: int = Field(default=8, gt=0, le=1024)
-    alpha: float | None = Field(default=None, gt=0, description="none: twice r")
+    alpha: int | None = Field(default=None, gt=0, description="none: twice r")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Literal["all-linear", "attention", "qv"] | tuple[str, ...] = "all-linear"
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead of alpha / r")
@@ -138,7 +140,9 @@ class Generate(Section):
     """Greedy answers generated on validation rows while training."""
 
     rows: int = Field(default=32, gt=0)
-    max_new_tokens: int = Field(default=64, gt=0)
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="none: the task's own, else from the longest completion"
+    )
     samples: int = Field(
         default=4, ge=0, description="answers kept per evaluation in samples.jsonl"
     )

@@ -1,0 +1,78 @@
+"""Examples to token ids and labels. The prompt is encoded by the function that the server uses.
+
+Prompt and completion are encoded apart and concatenated, so no token crosses their border and the
+prompt ids of training are those of serving. Labels go by position, never by pad id: with
+pad = EOS the end token would otherwise carry no loss and the model would never stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polygraft.trainer.data import Example
+from polygraft.trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from polygraft.adapters.prompt import PromptRecipe
+
+IGNORED = -100
+"""Label of positions without loss, as torch's cross entropy ignores them."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as ids. `completion` ends with the end-of-sequence token."""
+
+    example: Example
+    prompt: list[int]
+    completion: list[int]
+
+    @property
+    def input_ids(self) -> list[int]:
+        """Prompt and completion."""
+        return self.prompt + self.completion
+
+    @property
+    def labels(self) -> list[int]:
+        """One per input id: the prompt carries no loss, the completion and its end do."""
+        return [IGNORED] * len(self.prompt) + self.completion
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    recipe: PromptRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Encoded]:
+    """Encode every example. Raises DataError for a completion with a special token in its text."""
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            "the base's tokenizer has no end-of-sequence token, so no completion could end.",
+            item="eos_token",
+            hint="Set eos_token in the base's tokenizer_config.json.",
+        )
+    return [_encode(example, recipe, tokenizer) for example in examples]
+
+
+def _encode(example: Example, recipe: PromptRecipe, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    from polygraft.adapters.errors import InvalidRequest
+    from polygraft.adapters.prompt import encode_variables
+
+    try:
+        prompt = encode_variables(recipe, example.variables, tokenizer)
+    except InvalidRequest as error:
+        raise DataError(str(error), file=example.source) from None
+    completion = tokenizer.encode(example.completion, add_special_tokens=False)
+    special = sorted(set(completion) & set(tokenizer.all_special_ids))
+    if special:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(special))
+        raise DataError(
+            f"the text of the special token {names} stands in the completion.",
+            file=example.source,
+            item="completion",
+            hint="Remove it; the end token is appended by the trainer.",
+        )
+    return Encoded(example, prompt, [*completion, int(tokenizer.eos_token_id)])

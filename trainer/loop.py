@@ -1,0 +1,78 @@
+"""The optimiser loop: transformers' Trainer with settings that keep it quiet and repeatable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from polygraft.trainer.collate import Collator
+from polygraft.trainer.config import RunConfig
+from polygraft.trainer.encode import Encoded
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def steps_per_epoch(rows: int, config: RunConfig) -> int:
+    """Optimiser steps in one pass over the rows."""
+    return math.ceil(math.ceil(rows / config.optim.batch) / config.optim.accumulate)
+
+
+def total_steps(rows: int, config: RunConfig) -> int:
+    """Optimiser steps of the whole run."""
+    return math.ceil(steps_per_epoch(rows, config) * config.optim.epochs)
+
+
+def make_trainer(
+    peft_model: Any,
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    *,
+    learning_rate: float,
+    collator: Collator,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """A Trainer that logs every step and writes checkpoints where a callback asks for one."""
+    optim = config.optim
+    steps = total_steps(len(rows), config)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=optim.batch,
+        gradient_accumulation_steps=optim.accumulate,
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=_SCHEDULES[optim.schedule],
+        warmup_steps=math.ceil(optim.warmup_ratio * steps),
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        max_grad_norm=optim.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=peft_model.device.type == "cpu",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # PEFT's wrapper hides the model's signature, from which Trainer would guess these two.
+        remove_unused_columns=False,
+        label_names=["labels"],
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # would replace a NaN loss by the mean of the others
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+        save_strategy="no",
+        save_total_limit=1,
+    )
+    trainer = Trainer(
+        model=peft_model,
+        args=arguments,
+        train_dataset=list(rows),
+        data_collator=collator,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,77 @@
+"""The ways to adapt a frozen base: one module per method, all through PEFT.
+
+`attach` wraps the base; `generator` and `learning_rate` answer what differs between methods.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polygraft.trainer.config import Lora, RunConfig, SoftPrompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from polygraft.trainer.frozen_base import FrozenBase
+    from polygraft.trainer.generate import GreedyGenerator
+
+SMALL_BASE_PARAMETERS = 20_000_000
+LARGE_BASE_PARAMETERS = 100_000_000
+
+
+def attach(base: FrozenBase, config: RunConfig, prompt_text: str) -> PeftModel:
+    """The base wrapped with a fresh adapter; only the adapter's parameters require gradients.
+
+    `prompt_text` is what a soft prompt starts from with `init: text`. Deterministic by
+    `config.seed`.
+    """
+    if isinstance(config.method, Lora):
+        from polygraft.trainer.methods.lora import attach_lora
+
+        return attach_lora(base.model, config.method, seed=config.seed)
+    from polygraft.trainer.methods.soft_prompt import attach_soft_prompt
+
+    return attach_soft_prompt(
+        base.model, base.tokenizer, config.method, seed=config.seed, prompt_text=prompt_text
+    )
+
+
+def learning_rate(method: Lora | SoftPrompt, base_parameters: int) -> float:
+    """What `lr: auto` means, for a base of that many parameters.
+
+    Small bases measured on builtin:nano (docs/training.md); large ones from PEFT's own
+    method comparison. In between, the geometric middle.
+    """
+    if isinstance(method, SoftPrompt):
+        small, large = 0.1 if method.virtual_tokens < 64 else 0.3, 3e-2
+    else:
+        small, large = 5e-3, 2e-4
+    if base_parameters < SMALL_BASE_PARAMETERS:
+        return small
+    if base_parameters >= LARGE_BASE_PARAMETERS:
+        return large
+    return float(f"{(small * large) ** 0.5:.1e}")
+
+
+def generator(
+    base: FrozenBase,
+    peft_model: PeftModel,
+    max_new_tokens: int,
+    stop_sequences: tuple[str, ...] = (),
+) -> GreedyGenerator:
+    """Greedy generation with the adapter as it is now."""
+    from polygraft.trainer.generate import GreedyGenerator
+
+    soft_prompt = None
+    model: Any = peft_model
+    if peft_model.active_peft_config.is_prompt_learning:
+        soft_prompt = peft_model.get_prompt(batch_size=1)[0].detach()
+        model = peft_model.get_base_model()
+    return GreedyGenerator(
+        model=model,
+        tokenizer=base.tokenizer,
+        eos_token_ids=base.eos_token_ids,
+        max_new_tokens=max_new_tokens,
+        stop_sequences=stop_sequences,
+        soft_prompt=soft_prompt,
+    )

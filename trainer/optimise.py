@@ -1,0 +1,138 @@
+"""Runs the optimiser loop with its validations, until the end, an early stop or Ctrl-C."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import PeftModel
+
+from polygraft.trainer import methods
+from polygraft.trainer.best import BestCheckpoint
+from polygraft.trainer.callbacks import GracefulInterrupt, History, Validation
+from polygraft.trainer.collate import Collator
+from polygraft.trainer.errors import Interrupted, TrainingFailed
+from polygraft.trainer.evaluation import Evaluation, Evaluator
+from polygraft.trainer.loop import make_trainer, steps_per_epoch
+from polygraft.trainer.prepare import Prepared
+from polygraft.trainer.progress import Observer
+from polygraft.trainer.run_directory import RunDirectory
+
+
+def optimise(
+    peft_model: PeftModel,
+    prepared: Prepared,
+    directory: RunDirectory,
+    observer: Observer,
+    *,
+    resumed: bool,
+) -> Evaluation:
+    """Train; leave the model with the tensors of its best evaluation, which is returned.
+
+    Raises TrainingFailed when the run diverged, Interrupted with the state kept on Ctrl-C.
+    """
+    config = prepared.config
+    collator = Collator(prepared.base.eos_token_ids[0])
+    evaluator = _evaluator(prepared, collator)
+    best = BestCheckpoint(directory.checkpoints / "best")
+    history = History(directory.work / "metrics.jsonl", observer)
+    journal = _Journal(directory, prepared, history, observer)
+    interrupt = GracefulInterrupt()
+    every = max(1, round(config.eval.every * steps_per_epoch(len(prepared.train), config)))
+    trainer = make_trainer(
+        peft_model,
+        prepared.train,
+        config,
+        learning_rate=prepared.learning_rate,
+        collator=collator,
+        checkpoints=directory.checkpoints,
+        callbacks=[
+            history,
+            Validation(evaluator, best, every, config.eval.early_stopping, journal.record),
+            interrupt,
+        ],
+    )
+    start = None if resumed else evaluator(peft_model, 0)
+    if start is not None:
+        journal.record(start)
+    observer.started(trainer.args.max_steps)
+    with interrupt.installed():
+        trainer.train(resume_from_checkpoint=True if resumed else None)
+    observer.finished()
+    if interrupt.requested:
+        raise _interrupted(directory, trainer.state.global_step)
+    best.restore(peft_model)
+    return _learned(start, best.evaluation)
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """Writes each validation to metrics.jsonl and some of its answers to samples.jsonl."""
+
+    directory: RunDirectory
+    prepared: Prepared
+    history: History
+    observer: Observer
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Called after every validation."""
+        self.history.append(
+            step=evaluation.step,
+            validation_loss=evaluation.loss,
+            metric=evaluation.metric,
+            value=evaluation.value,
+        )
+        count = self.prepared.config.eval.generate.samples
+        rows = zip(self.prepared.validation[:count], evaluation.answers, strict=False)
+        self.directory.append_lines(
+            "samples.jsonl",
+            [
+                {
+                    "step": evaluation.step,
+                    "id": row.example.id,
+                    "reference": row.example.completion,
+                    "answer": answer.text,
+                    "stopped": answer.stopped,
+                }
+                for row, answer in rows
+            ],
+        )
+        self.observer.evaluated(
+            evaluation.step, evaluation.loss, evaluation.metric, evaluation.value
+        )
+
+
+def _evaluator(prepared: Prepared, collator: Collator) -> Evaluator:
+    return Evaluator(
+        rows=prepared.validation,
+        metric=prepared.config.eval.metric,
+        generate_rows=prepared.config.eval.generate.rows,
+        collator=collator,
+        make_generator=lambda model: methods.generator(
+            prepared.base,
+            model,
+            max_new_tokens=prepared.max_new_tokens,
+            stop_sequences=prepared.config.data.stop_sequences,
+        ),
+    )
+
+
+def _interrupted(directory: RunDirectory, step: int) -> Interrupted:
+    kept = directory.keep_interrupted()
+    return Interrupted(
+        f"stopped after step {step}; the state is kept in {kept}.",
+        hint=f"Go on with: polygraft train --resume {kept}",
+    )
+
+
+def _learned(start: Evaluation | None, best: Evaluation | None) -> Evaluation:
+    """The best evaluation, if it beats the untrained adapter in loss or metric."""
+    if best is None:
+        raise TrainingFailed("no step was made; nothing was saved.", item="optim.epochs")
+    if start is None or best.loss < start.loss or best.is_better_than(start):
+        return best
+    raise TrainingFailed(
+        f"the run diverged: best validation loss {best.loss:.3f}, {start.loss:.3f} before "
+        "training; nothing was saved.",
+        item="optim.lr",
+        hint="Lower optim.lr.",
+    )

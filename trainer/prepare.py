@@ -1,0 +1,160 @@
+"""Everything a run needs before its first step: checked rows, the base, no `auto` left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from polygraft.trainer.checks import Checked, check_rows
+from polygraft.trainer.config import RunConfig
+from polygraft.trainer.data import Example
+from polygraft.trainer.encode import Encoded, encode_examples
+from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.progress import Observer
+from polygraft.trainer.source import Source, build_recipe, load_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from polygraft.adapters.geometry import BaseGeometry
+    from polygraft.trainer.frozen_base import FrozenBase
+
+DEFAULT_MAX_LENGTH = 2048
+"""Tokens of a row where the recipe sets no limit and the base has more positions."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that passed every check, and the base to train on."""
+
+    config: RunConfig
+    """With every automatic choice made."""
+    source: Source
+    train: list[Encoded]
+    validation: list[Encoded]
+    base: FrozenBase
+    geometry: BaseGeometry
+    learning_rate: float
+    max_new_tokens: int
+
+
+def prepare(config: RunConfig, observer: Observer) -> Prepared:
+    """Load and check the data, then the base; resolve what the recipe left to the trainer."""
+    import torch
+
+    from polygraft.adapters.geometry import describe_base
+    from polygraft.trainer.frozen_base import load_frozen_base, load_tokenizer
+
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    source = load_source(config.data, config.seed)
+    tokenizer = load_tokenizer(config.base.path)
+    max_length = _max_length(config)
+    checked = {
+        name: _checked(name, rows, source, tokenizer, max_length, config.data.on_overflow)
+        for name, rows in source.splits.named().items()
+    }
+    for note in [*source.notes, *(w for part in checked.values() for w in part.warnings)]:
+        observer.note(note)
+    device = _device(config.runtime.device)
+    base = load_frozen_base(config.base.path, tokenizer, dtype=config.base.dtype, device=device)
+    geometry = describe_base(
+        base.model, base.model.config, name=base.name, fingerprint=base.fingerprint
+    )
+    train, validation = checked["train"].rows, checked["validation"].rows
+    learning_rate = _learning_rate(config, base)
+    max_new_tokens = _max_new_tokens(config, source, train)
+    kept = {name: [row.example for row in part.rows] for name, part in checked.items()}
+    return Prepared(
+        config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens),
+        source=source.with_rows(**kept),
+        train=train,
+        validation=validation,
+        base=base,
+        geometry=geometry,
+        learning_rate=learning_rate,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _checked(
+    name: str,
+    rows: Sequence[Example],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    on_overflow: Literal["error", "drop"],
+) -> Checked:
+    encoded = encode_examples(rows, build_recipe(source.prompt, tokenizer), tokenizer)
+    return check_rows(name, encoded, max_length, on_overflow)
+
+
+def _max_length(config: RunConfig) -> int:
+    """Tokens a row may have: a soft prompt in front of it must fit the base's positions too."""
+    from polygraft.trainer.frozen_base import read_context_length
+
+    virtual = config.method.virtual_tokens if config.method.kind == "prompt" else 0
+    window = read_context_length(config.base.path)
+    wanted = config.data.max_length
+    if wanted is None:
+        return DEFAULT_MAX_LENGTH if window is None else min(window - virtual, DEFAULT_MAX_LENGTH)
+    if window is not None and wanted + virtual > window:
+        raise RecipeError(
+            f"rows of up to {wanted} tokens and {virtual} virtual tokens do not fit the base's "
+            f"context of {window}.",
+            item="data.max_length",
+            hint=f"Set it to at most {window - virtual}, or leave it out.",
+        )
+    return wanted
+
+
+def _learning_rate(config: RunConfig, base: FrozenBase) -> float:
+    from polygraft.trainer.methods import learning_rate
+
+    if config.optim.lr == "auto":
+        return learning_rate(config.method, int(base.model.num_parameters()))
+    return config.optim.lr
+
+
+def _max_new_tokens(config: RunConfig, source: Source, rows: Sequence[Encoded]) -> int:
+    """As the recipe says; else the task's own limit; else a quarter over the longest completion."""
+    if config.eval.generate.max_new_tokens is not None:
+        return config.eval.generate.max_new_tokens
+    declared = source.prompt["defaults"].get("max_output_tokens")
+    if declared is not None:
+        return int(declared)
+    longest = max(len(row.completion) for row in rows)
+    return longest + longest // 4 + 1
+
+
+def _resolved(
+    config: RunConfig,
+    source: Source,
+    base: FrozenBase,
+    max_length: int,
+    learning_rate: float,
+    max_new_tokens: int,
+) -> RunConfig:
+    """The recipe with every `auto` replaced by what it means here."""
+    evaluation = config.eval
+    metric = source.metric if evaluation.metric == "auto" else evaluation.metric
+    generate = evaluation.generate.model_copy(update={"max_new_tokens": max_new_tokens})
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"max_length": max_length}),
+            "optim": config.optim.model_copy(update={"lr": learning_rate}),
+            "eval": evaluation.model_copy(update={"metric": metric, "generate": generate}),
+            "runtime": config.runtime.model_copy(update={"device": base.model.device.type}),
+        }
+    )
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("torch sees no CUDA device.", item="runtime.device", hint="Use auto.")
+    return wanted

@@ -1,0 +1,89 @@
+"""What a finished run writes beside its adapter: manifest, report, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polygraft.adapters.manifest import Manifest, ScoreRecord, canonical_json
+from polygraft.trainer.evaluation import Evaluation
+from polygraft.trainer.prepare import Prepared
+from polygraft.trainer.run_directory import RunDirectory
+from polygraft.trainer.saved import build_manifest
+from polygraft.trainer.scoring import Subject, predictions
+from polygraft.trainer.source import build_recipe
+
+
+def write_manifest(
+    prepared: Prepared, directory: RunDirectory, subjects: Sequence[Subject], seconds: float
+) -> Manifest:
+    """The manifest in canonical form; its sha256 is the identity of the version."""
+    base, source = prepared.base, prepared.source
+    manifest = build_manifest(
+        directory.work / "adapter",
+        config=prepared.config,
+        base=base,
+        geometry=prepared.geometry,
+        recipe=build_recipe(
+            source.prompt, base.tokenizer, base.configured_eos, prepared.max_new_tokens
+        ),
+        splits=source.splits,
+        group_key=source.group_key,
+        scores=_score_records(prepared, subjects),
+        minutes=seconds / 60,
+    )
+    (directory.work / "manifest.json").write_bytes(canonical_json(manifest))
+    return manifest
+
+
+def write_report(
+    prepared: Prepared,
+    directory: RunDirectory,
+    manifest: Manifest,
+    best: Evaluation,
+    subjects: Sequence[Subject],
+    seconds: float,
+) -> None:
+    """report.json for programs, predictions.test.jsonl for eyes."""
+    source, method = prepared.source, manifest.method
+    report = {
+        "schema": "polygraft.report/1",
+        "name": prepared.config.name,
+        "digest": manifest.digest,
+        "base": prepared.base.name,
+        "data": {
+            record.split: {"rows": record.rows, "sha256": record.sha256} for record in manifest.data
+        },
+        "best": {
+            "step": best.step,
+            "validation_loss": round(best.loss, 5),
+            best.metric: round(best.value, 2),
+        },
+        "test": [subject.as_json() for subject in subjects],
+        "cost": {
+            "trained_parameters": method.trainable_params if method else None,
+            "adapter_bytes": manifest.size_bytes,
+            "training_seconds": round(seconds, 1),
+        },
+    }
+    directory.write_json("report.json", report)
+    if subjects:
+        directory.write_lines("predictions.test.jsonl", predictions(source.splits.test, subjects))
+
+
+def _score_records(prepared: Prepared, subjects: Sequence[Subject]) -> list[ScoreRecord]:
+    data_sha256 = prepared.source.splits.hashes()["test"]
+    return [
+        ScoreRecord(
+            subject=subject.name,
+            metric=score.metric,
+            value=f"{score.value:.2f}",
+            rows=len(subject.answers),
+            split="test",
+            data_sha256=data_sha256,
+            signature=score.signature,
+            decoding=f"greedy|max:{prepared.max_new_tokens}",
+        )
+        for subject in subjects
+        for score in subject.scores
+        if score.value is not None
+    ]

@@ -1,0 +1,106 @@
+"""One training run from recipe to run directory: the order of everything, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polygraft.trainer.config import RunConfig
+from polygraft.trainer.errors import Interrupted
+from polygraft.trainer.prepare import Prepared, prepare
+from polygraft.trainer.progress import Observer, Silent
+from polygraft.trainer.run_directory import RunDirectory
+from polygraft.trainer.scoring import Subject, best_base_prompt, score_subject
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from polygraft.trainer.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    directory: Path
+    digest: str
+    config: RunConfig
+    """With every automatic choice made."""
+    best: Evaluation
+    subjects: list[Subject]
+    """Base and adapter on the test split; empty where the run was told not to score it."""
+    seconds: float
+    """Of the optimiser loop with its validations."""
+
+
+def train(
+    config: RunConfig,
+    observer: Observer | None = None,
+    *,
+    score_test: bool = True,
+    resume: Path | None = None,
+) -> RunResult:
+    """Train, score on the test split, write the run directory.
+
+    `resume` is the directory that an interrupted run left, whose recipe `config` then is. Raises
+    RecipeError, DataError, TrainingFailed (nothing is left behind), Interrupted (the state is).
+    """
+    observer = observer or Silent()
+    prepared = prepare(config, observer)
+    directory = RunDirectory.reopen(resume) if resume else RunDirectory.create(config)
+    try:
+        return _run(prepared, directory, observer, score_test, resumed=resume is not None)
+    except Interrupted:
+        raise
+    except BaseException:
+        directory.discard()
+        raise
+
+
+def _run(
+    prepared: Prepared,
+    directory: RunDirectory,
+    observer: Observer,
+    score_test: bool,
+    *,
+    resumed: bool,
+) -> RunResult:
+    from polygraft.trainer import methods
+    from polygraft.trainer.best import trainable_tensors
+    from polygraft.trainer.optimise import optimise
+    from polygraft.trainer.plots import plot_loss
+    from polygraft.trainer.reporting import write_manifest, write_report
+    from polygraft.trainer.saved import check_trained, save_adapter
+
+    directory.write_config(prepared.config)
+    peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)
+    untrained = trainable_tensors(peft_model)
+    started = time.monotonic()
+    best = optimise(peft_model, prepared, directory, observer, resumed=resumed)
+    seconds = time.monotonic() - started
+    check_trained(untrained, trainable_tensors(peft_model))
+    save_adapter(peft_model, prepared.base, directory.work / "adapter")
+    subjects = _score_test(prepared, peft_model) if score_test else []
+    manifest = write_manifest(prepared, directory, subjects, seconds)
+    write_report(prepared, directory, manifest, best, subjects, seconds)
+    plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
+    final = directory.complete()
+    return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
+
+
+def _score_test(prepared: Prepared, peft_model: PeftModel) -> list[Subject]:
+    """Base (under its best wording) and adapter on the test split, read here for the first time."""
+    from polygraft.trainer import methods
+    from polygraft.trainer.local import asker, base_generator
+
+    base, source = prepared.base, prepared.source
+    limits = (prepared.max_new_tokens, prepared.config.data.stop_sequences)
+    with peft_model.disable_adapter():
+        ask_base = asker(base, base_generator(base, *limits))
+        prompt = best_base_prompt(source, prepared.config.eval.metric, ask_base)
+        base_subject = score_subject("base", prompt, source.splits.test, ask_base)
+    ask_adapter = asker(base, methods.generator(base, peft_model, *limits))
+    adapter = score_subject("adapter", source.prompt, source.splits.test, ask_adapter)
+    return [base_subject, adapter]

@@ -1,0 +1,159 @@
+"""From a recipe's data section to splits and prompts: built-in tasks and files alike.
+
+Imports no torch; the tokenizer is only asked, never loaded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from polygraft.trainer.config import Data
+from polygraft.trainer.data import Example, read_examples, task_examples
+from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.metrics import MIN_BLEU_WORDS
+from polygraft.trainer.splits import Splits, split_by_group, without_leaks
+from polygraft.trainer.template import parse_template, template_variables
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from polygraft.adapters.prompt import PromptRecipe
+
+PLAIN_SEGMENTS = 1
+"""Segments of a prompt that is nothing but its variable: the base gets no instruction."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a run and how they become prompts."""
+
+    splits: Splits
+    prompt: Mapping[str, Any]
+    """The prompt recipe as JSON; `build_recipe` completes it for a tokenizer."""
+    metric: str
+    instructions: tuple[str, ...]
+    """Wordings of the task, for a base without an adapter and to start a soft prompt from."""
+    group_key: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_instructed(self) -> bool:
+        """The prompt says what to do, so a base without an adapter can be asked the same."""
+        return len(self.prompt["segments"]) > PLAIN_SEGMENTS or not self.instructions
+
+    @property
+    def prompt_text(self) -> str:
+        """The literal text of the prompt, else the first wording: where a soft prompt starts."""
+        literal = "".join(segment.get("text", "") for segment in self.prompt["segments"])
+        return literal.strip() or (self.instructions[0] if self.instructions else "")
+
+    def with_rows(self, **splits: list[Example]) -> Source:
+        """The same source with other rows in its splits."""
+        return replace(self, splits=Splits(**splits))
+
+    def base_prompts(self) -> list[Mapping[str, Any]]:
+        """Prompts to ask the base with: as it stands, or once with each wording in front."""
+        if self.is_instructed:
+            return [self.prompt]
+        return [
+            {**self.prompt, "segments": [{"text": f"{wording}\n"}, *self.prompt["segments"]]}
+            for wording in self.instructions
+        ]
+
+
+def load_source(data: Data, seed: int) -> Source:
+    """Read or make every row. Raises DataError and RecipeError."""
+    source = _task_source(data, seed) if data.task else _file_source(data)
+    if data.rows is None or data.rows >= len(source.splits.train):
+        return source
+    return source.with_rows(**{**source.splits.named(), "train": source.splits.train[: data.rows]})
+
+
+def build_recipe(
+    prompt: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    eos_token_ids: Sequence[int] = (),
+    max_output_tokens: int | None = None,
+) -> PromptRecipe:
+    """The prompt as the adapter will carry it, bound to this base's tokenizer.
+
+    `eos_token_ids` are the ids that end a sequence on the server by themselves; the end token that
+    training supervises is added to the stop tokens when it is not among them.
+    `max_output_tokens` becomes the adapter's default where the prompt has none.
+    """
+    import json
+
+    from polygraft.adapters.prompt import PromptRecipe, hash_chat_template
+
+    completed = dict(prompt)
+    defaults = {key: str(value) for key, value in prompt["defaults"].items()}
+    if max_output_tokens is not None:
+        defaults.setdefault("max_output_tokens", str(max_output_tokens))
+    completed["defaults"] = defaults
+    if prompt["wrap"] == "chat":
+        completed["chat_template_sha256"] = hash_chat_template(tokenizer)
+    else:
+        completed["add_bos"] = adds_bos(tokenizer)
+    eos = tokenizer.eos_token_id
+    if eos_token_ids and eos not in eos_token_ids:
+        completed["stop_token_ids"] = [eos]
+    return PromptRecipe.model_validate_json(json.dumps(completed))
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts BOS in front of a plain text."""
+    ids = tokenizer.encode("a")
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _task_source(data: Data, seed: int) -> Source:
+    from polygraft.trainer.tasks import make_task
+
+    assert data.task is not None
+    name = data.task.removeprefix("builtin:")
+    try:
+        task = make_task(name, seed=seed)
+    except ValueError as error:
+        raise RecipeError(str(error), item="data.task") from None
+    parts = {split: task_examples(name, split, rows) for split, rows in task.splits.items()}
+    return Source(
+        splits=Splits(parts["train"], parts["validation"], parts["test"]),
+        prompt=task.recipe,
+        metric=task.metric,
+        instructions=task.instructions,
+        group_key="group",
+    )
+
+
+def _file_source(data: Data) -> Source:
+    segments = parse_template(data.template)
+    variables = template_variables(segments)
+    assert data.train is not None
+    group = data.split.by if data.split else None
+
+    def read(path: Any) -> list[Example]:
+        return read_examples(path, variables, data.completion, group)
+
+    if data.split:
+        splits = split_by_group(read(data.train), data.split)
+    else:
+        splits = Splits(read(data.train), read(data.validation), read(data.test))
+    splits, leaked = without_leaks(splits)
+    note = f"dropped {leaked} train rows that also stand in validation or test"
+    prompt: dict[str, Any] = {
+        "segments": segments,
+        "wrap": data.wrap,
+        "stop_sequences": list(data.stop_sequences),
+        "defaults": {"temperature": "0"},
+    }
+    if data.system is not None:
+        prompt["system"] = data.system
+    return Source(splits, prompt, _metric(splits.train), (), group, notes=(note,) if leaked else ())
+
+
+def _metric(examples: Sequence[Example]) -> str:
+    """ROUGE-L for texts; exact match where the answers are too short for it."""
+    words = sum(len(example.completion.split()) for example in examples) / max(1, len(examples))
+    return "rougeL" if words >= MIN_BLEU_WORDS else "exact_match"
