@@ -81,7 +81,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_magic(path: Path) -> None:
+def check_magic(path: Path, file: str) -> None:
     """Refuses a file whose first bytes are those of a pickle, an archive or a program."""
     with path.open("rb") as stream:
         head = stream.read(512)
@@ -90,26 +90,26 @@ def check_magic(path: Path) -> None:
         kind = "a tar archive"
     # Why: the little-endian length of a safetensors header may begin like a magic number, and
     # a header always opens with "{" at byte 8.
-    if kind and not (path.name.endswith(".safetensors") and head[8:9] == b"{"):
+    if kind and not (file.endswith(".safetensors") and head[8:9] == b"{"):
         raise AdapterUnsupported(
             f"the file is {kind}; only safetensors and JSON are accepted.",
-            file=path.name,
+            file=file,
             found=kind,
             hint="Save the adapter with save_pretrained(..., safe_serialization=True).",
         )
 
 
-def read_json(path: Path, *, max_bytes: int = JSON_BYTES) -> dict[str, object]:
+def read_json(path: Path, file: str, *, max_bytes: int = JSON_BYTES) -> dict[str, object]:
     """The JSON object in a file of at most `max_bytes`; strict as `parse_json`."""
     size = path.stat().st_size
     if size > max_bytes:
         raise AdapterInvalid(
             f"{size} bytes are more than the limit of {max_bytes}.",
-            file=path.name,
+            file=file,
             found=size,
             allowed=max_bytes,
         )
-    return parse_json(path.read_bytes(), file=path.name, max_bytes=max_bytes)
+    return parse_json(path.read_bytes(), file=file, max_bytes=max_bytes)
 
 
 def parse_json(data: bytes, *, file: str, max_bytes: int = JSON_BYTES) -> dict[str, object]:

@@ -158,7 +158,9 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _entries(file: Path) -> Iterator[TensorEntry]:
-    yield from read_header(file, max_tensors=1_000_000, max_header_bytes=100_000_000, base=True)
+    yield from read_header(
+        file, file.name, max_tensors=1_000_000, max_header_bytes=100_000_000, base=True
+    )
 
 
 def _hash_tensor(file: Path, entry: TensorEntry) -> str:

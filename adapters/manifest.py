@@ -183,7 +183,7 @@ def minimal_manifest(
     files: Mapping[str, Path], weights: AdapterWeights, records: tuple[FileRecord, ...]
 ) -> Manifest:
     """The manifest of a bare PEFT folder: deterministic, without times, its base not declared."""
-    config = read_json(files[CONFIG_FILE])
+    config = read_json(files[CONFIG_FILE], CONFIG_FILE)
     version = config.get("peft_version")
     leaves = sorted({name.rpartition(".")[2] for name in weights.modules})
     return Manifest(
@@ -237,8 +237,9 @@ def check_base(manifest: Manifest, geometry: BaseGeometry) -> bool:
     )
 
 
-def check_content(manifest: Manifest, weights: AdapterWeights) -> None:
+def check_content(manifest: Manifest, weights: AdapterWeights, geometry: BaseGeometry) -> None:
     """The manifest must describe the tensors that were read; raises AdapterInvalid."""
+    stop_ids = manifest.prompt.stop_token_ids if manifest.prompt else ()
     for item, said, is_ in (
         ("kind", manifest.kind, weights.kind),
         ("format.max_rank", manifest.format.max_rank, weights.max_rank),
@@ -248,10 +249,11 @@ def check_content(manifest: Manifest, weights: AdapterWeights) -> None:
             weights.num_virtual_tokens,
         ),
         ("format.tensor_count", manifest.format.tensor_count, weights.tensor_count),
+        ("prompt.stop_token_ids", [i for i in stop_ids if i >= geometry.vocab_size], []),
     ):
         if said != is_:
             raise AdapterInvalid(
-                f"the manifest says {said}, the tensors say {is_}.",
+                f"the manifest says {said}, tensors and base say {is_}.",
                 file=MANIFEST_FILE,
                 item=item,
                 found=said,

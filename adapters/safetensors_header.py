@@ -52,12 +52,13 @@ class TensorEntry:
 
 def read_header(
     path: Path,
+    file: str,
     *,
     max_tensors: int,
     max_header_bytes: int = MAX_HEADER_BYTES,
     base: bool = False,
 ) -> list[TensorEntry]:
-    """The tensors of the file in the order of their bytes; raises AdapterInvalid.
+    """The tensors of the file in the order of their bytes; AdapterInvalid names it `file`.
 
     `base=True` admits the dtypes, names and empty tensors found in base checkpoints. After this
     the file may be mapped: every byte belongs to exactly one tensor.
@@ -69,25 +70,23 @@ def read_header(
         if not 2 <= length <= max_header_bytes or 8 + length > size:
             raise AdapterInvalid(
                 f"the header length {length} does not fit a file of {size} bytes.",
-                file=path.name,
+                file=file,
                 found=length,
                 allowed=f"2..{min(max_header_bytes, max(size - 8, 0))}",
                 hint="The file is truncated or not safetensors; save it again.",
             )
         raw = stream.read(length)
-    header = parse_json(raw, file=path.name, max_bytes=max_header_bytes)
-    _check_metadata(header.pop("__metadata__", None), path.name)
+    header = parse_json(raw, file=file, max_bytes=max_header_bytes)
+    _check_metadata(header.pop("__metadata__", None), file)
     if len(header) > max_tensors:
         raise AdapterInvalid(
             f"{len(header)} tensors are more than the limit of {max_tensors}.",
-            file=path.name,
+            file=file,
             found=len(header),
             allowed=max_tensors,
         )
-    entries = sorted(
-        _parse_entries(header, 8 + length, path.name, base), key=lambda e: (e.begin, e.end)
-    )
-    _check_contiguous(entries, 8 + length, size, path.name)
+    entries = sorted(_parse_entries(header, 8 + length, file, base), key=lambda e: (e.begin, e.end))
+    _check_contiguous(entries, 8 + length, size, file)
     return entries
 
 

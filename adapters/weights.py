@@ -20,6 +20,7 @@ from polygraft.adapters.config import LoraSettings, Problems, PromptSettings, pa
 from polygraft.adapters.errors import AdapterInvalid, raise_all
 from polygraft.adapters.files import (
     CONFIG_FILE,
+    REQUIRED_FILES,
     WEIGHTS_FILE,
     check_complete,
     check_magic,
@@ -43,6 +44,11 @@ class LoraModule:
     def rank(self) -> int:
         """The number of rank columns, as stored in the file."""
         return int(self.lora_a.shape[0])
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether it can change any output."""
+        return self.scaling != 0 and bool(self.lora_a.any()) and bool(self.lora_b.any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,12 @@ class AdapterWeights:
         return 2 * len(self.modules) + (self.prompt_embeddings is not None)
 
     @property
+    def has_effect(self) -> bool:
+        """Whether it can change any output; a soft prompt always can."""
+        prompt = self.prompt_embeddings is not None
+        return prompt or any(module.has_effect for module in self.modules.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         loras = sum(m.lora_a.nbytes + m.lora_b.nbytes for m in self.modules.values())
@@ -97,18 +109,19 @@ def read_adapter(
     if isinstance(files, Path):
         files = find_files(files)
     check_complete(files)
-    check_magic(files[CONFIG_FILE])
-    check_magic(files[WEIGHTS_FILE])
-    settings = parse_config(read_json(files[CONFIG_FILE]))
-    entries = read_header(files[WEIGHTS_FILE], max_tensors=limits.max_tensors)
+    for name in REQUIRED_FILES:
+        check_magic(files[name], name)
+    settings = parse_config(read_json(files[CONFIG_FILE], CONFIG_FILE))
+    entries = read_header(files[WEIGHTS_FILE], WEIGHTS_FILE, max_tensors=limits.max_tensors)
     if isinstance(settings, PromptSettings):
         check_prompt(settings, entries, geometry, limits)
         return _read_prompt(files[WEIGHTS_FILE], dtype)
     pairs = check_lora(settings, entries, geometry, limits)
     modules = _read_lora(files[WEIGHTS_FILE], settings, pairs, dtype)
-    if not allow_no_effect and not any(_has_effect(module) for module in modules.values()):
+    weights = AdapterWeights(kind="lora", modules=modules)
+    if not weights.has_effect and not allow_no_effect:
         raise _no_effect()
-    return AdapterWeights(kind="lora", modules=modules)
+    return weights
 
 
 def _read_prompt(path: Path, dtype: torch.dtype) -> AdapterWeights:
@@ -164,10 +177,6 @@ def _check_magnitude(name: str, module: LoraModule) -> Problems:
     if bound < largest:
         return []
     return [_bad_value(f"scaling times weights reaches {bound:g}.", name, f"below {largest:g}")]
-
-
-def _has_effect(module: LoraModule) -> bool:
-    return module.scaling != 0 and bool(module.lora_a.any()) and bool(module.lora_b.any())
 
 
 def _bad_value(message: str, item: str, allowed: object) -> AdapterInvalid:
