@@ -1,4 +1,4 @@
-"""The probe: two tokens through the model, to learn what its layers really do.
+"""The probe: a few tokens through the model, to learn what its layers really do.
 
 A model that ignores the attention interface is only *warned* about by transformers and then gives
 wrong tokens without an error (falcon, bloom); here it is refused. What the probe records per layer
@@ -24,6 +24,8 @@ ATTEND = "_polygraft_attend"  # attribute of each attention module: the runner's
 
 # Arguments that models pass and that change nothing here. Anything else that is set is refused.
 _BENIGN = frozenset({"position_ids", "use_cache", "output_router_logits", "dropout"})
+
+_PROBE_TOKENS = 3  # rows of the probe; no model has a dimension of 3 that could hide it
 
 AttendFn = Callable[..., Tensor]
 
@@ -90,7 +92,7 @@ def install_attention(modules: list[nn.Module] | tuple[nn.Module, ...], attend: 
 
 
 def probe_model(base: LoadedBase) -> ProbedModel:
-    """Run two tokens and record layers and linear sites. Raises ModelRefused.
+    """Run a few tokens and record layers and linear sites. Raises ModelRefused.
 
     Leaves the model on the engine's attention interface.
     """
@@ -155,12 +157,11 @@ def _record_linear_calls(base: LoadedBase) -> list[tuple[str, Tensor]]:
             hooks.append(module.register_forward_pre_hook(hook))
     try:
         embedding = base.model.get_input_embeddings()
-        rows = embedding(torch.tensor([[0, min(1, base.geometry.vocab_size - 1)]]))
         base.model(
-            inputs_embeds=rows,
-            position_ids=torch.arange(2)[None],
+            inputs_embeds=embedding(torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64)),
+            position_ids=torch.arange(_PROBE_TOKENS)[None],
             use_cache=False,
-            logits_to_keep=torch.tensor([1]),
+            logits_to_keep=torch.tensor([_PROBE_TOKENS - 1]),
         )
     except TypeError as error:
         raise ModelRefused(
@@ -187,6 +188,13 @@ def _group_sites(model: nn.Module, calls: list[tuple[str, Tensor]]) -> tuple[tup
         )
     groups: dict[tuple[int, str, type[nn.Module], bool], list[str]] = defaultdict(list)
     for name, x in calls:
+        if x.shape[:-1].numel() != _PROBE_TOKENS:
+            raise ModelRefused(
+                "a linear layer does not see one row per token, so adapters cannot be applied "
+                "to it by request.",
+                item=name,
+                found=str(tuple(x.shape)),
+            )
         module = model.get_submodule(name)
         parent = name.rpartition(".")[0]
         has_bias = getattr(module, "bias", None) is not None

@@ -34,13 +34,13 @@ class Site:
         self._y: Tensor | None = None
 
     def output(self, x: Tensor, slot: StepSlot, *, last: bool) -> Tensor:
-        """The concatenated output of the site for x [1, num_tokens, in_features]."""
+        """The concatenated output of the site for x [..., in_features], one row per token."""
         if x is self._x and self._y is not None:
             y = self._y
         else:
             y = self.linear(x)
             for group in slot.lora:
-                group.add_(self.index, x[0], y[0])
+                group.add_(self.index, x.flatten(0, -2), y.flatten(0, -2))
             self._x, self._y = x, y
         if last:  # never keep a tensor past the layer
             self._x = self._y = None
@@ -66,7 +66,7 @@ class Member(nn.Module):
         self.out_features = self.high - self.low
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [1, num_tokens, in_features] -> [1, num_tokens, out_features]."""
+        """x: [..., in_features], one row per token -> [..., out_features]."""
         y = self.site.output(x, self.slot, last=self.is_last)
         return (
             y if self.site.shape.out_features == self.out_features else y[..., self.low : self.high]

@@ -71,6 +71,28 @@ SERVED: dict[str, Case] = {
     ),
     "phi3": Case(_config("phi3"), Architecture("qkv_proj", "down_proj")),
     "mistral": Case(_config("mistral", sliding_window=20)),
+    "qwen2": Case(_config("qwen2")),
+    "gemma": Case(_config("gemma", head_dim=12)),
+    "gemma2": Case(
+        _config(
+            "gemma2",
+            head_dim=12,
+            sliding_window=24,
+            query_pre_attn_scalar=12,
+            attn_logit_softcapping=None,
+        )
+    ),
+    "phi": Case(_config("phi"), Architecture("q_proj", "fc1")),
+    "gpt_neox": Case(_config("gpt_neox"), Architecture("query_key_value", "dense_h_to_4h")),
+    "opt": Case(
+        _config("opt", ffn_dim=96, word_embed_proj_dim=48), Architecture("q_proj", "fc1")
+    ),
+    "olmo2": Case(_config("olmo2")),
+    "cohere": Case(_config("cohere")),
+    "starcoder2": Case(_config("starcoder2"), Architecture("q_proj", "c_fc")),
+    "stablelm": Case(_config("stablelm", hidden_size=64)),
+    "granite": Case(_config("granite")),
+    "smollm3": Case(_config("smollm3")),
 }
 
 REFUSED: dict[str, Case] = {
