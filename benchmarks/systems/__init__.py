@@ -10,6 +10,7 @@ from typing import Protocol
 from benchmarks.workload import RequestTrace, Workload
 
 SYSTEMS = {
+    "polygraft": "benchmarks.systems.polygraft_engine",
     "peft": "benchmarks.systems.peft_generate",
 }
 """Name to module; the module has `load(job: Job) -> System`."""
