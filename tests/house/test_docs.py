@@ -48,7 +48,7 @@ COMMAND_LINES = [
 
 @cache
 def help_of(*command: str) -> str:
-    run = [Path(sys.executable).with_name("polygraft"), *command, "--help"]
+    run = [str(Path(sys.executable).with_name("polygraft")), *command, "--help"]
     result = subprocess.run(run, capture_output=True, text=True, env={"COLUMNS": "200"})
     assert result.returncode == 0, result.stderr
     return result.stdout

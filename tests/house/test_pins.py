@@ -1,18 +1,22 @@
-"""constraints.txt pins everything, nothing else, and what is installed is what it says."""
+"""Dependencies: all pinned, nothing else pinned, installed as pinned, and declared where used."""
 
+import ast
 import importlib.metadata
+import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from house.checkout import ROOT
+from house.checkout import PACKAGE_FOLDERS, ROOT, python_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+BASE = [Requirement(line) for line in PROJECT["dependencies"]]
 DIRECT = [
-    *map(Requirement, PROJECT["dependencies"]),
+    *BASE,
     *(Requirement(line) for lines in EXTRAS.values() for line in lines),
 ]
 BUILD = [Requirement("setuptools>=77")]  # what pyproject's [build-system] asks for
@@ -39,10 +43,10 @@ def requirements_of(parent: Requirement) -> Iterator[Requirement]:
             yield requirement
 
 
-def closure() -> set[str]:
-    """Names of all direct and indirect dependencies, as installed here."""
+def closure(roots: list[Requirement]) -> set[str]:
+    """Names of all direct and indirect dependencies of `roots`, as installed here."""
     seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [requirement for requirement in [*DIRECT, *BUILD] if applies(requirement, frozenset())]
+    todo = [requirement for requirement in roots if applies(requirement, frozenset())]
     while todo:
         requirement = todo.pop()
         key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
@@ -61,7 +65,7 @@ def test_every_requirement_is_pinned_inside_its_range(requirement: Requirement) 
 
 
 def test_the_pins_are_exactly_all_direct_and_indirect_dependencies() -> None:
-    needed = closure()
+    needed = closure([*DIRECT, *BUILD])
     assert sorted(needed - pins().keys()) == [], "not pinned"
     assert sorted(pins().keys() - needed) == [], "pinned, but nothing needs it"
 
@@ -73,3 +77,27 @@ def test_installed_versions_are_the_pinned_ones() -> None:
         if not pin.specifier.contains(importlib.metadata.version(name), prereleases=True)
     ]
     assert differing == []
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Top-level names of all imports of a file, also of those inside functions."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_the_product_imports_only_what_it_requires_itself() -> None:
+    """Nothing works by luck: not through a development tool, nor through another's dependency."""
+    direct = {canonicalize_name(requirement.name) for requirement in BASE}
+    owners = importlib.metadata.packages_distributions()
+    product = [path for path in python_files() if path.parts[0] in (*PACKAGE_FOLDERS, "src")]
+    found = {
+        f"{path}: {module}"
+        for path in product
+        for module in imported_modules(path)
+        if module not in sys.stdlib_module_names and module != "polygraft"
+        if not {canonicalize_name(owner) for owner in owners.get(module, [])} & direct
+    }
+    assert found == set()
