@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from polygraft.trainer.best import BestCheckpoint
 from polygraft.trainer.config import Stopping
+from polygraft.trainer.divergence import check_magnitude
 from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
 from polygraft.trainer.progress import Observer
@@ -73,12 +74,14 @@ class Validation(TrainerCallback):
         every: int,
         stopping: Stopping | None,
         on_evaluation: Callable[[Evaluation], None],
+        largest_base_weight: float,
     ) -> None:
         self.evaluator = evaluator
         self.best = best
         self.every = every
         self.stopping = stopping
         self.on_evaluation = on_evaluation
+        self.largest_base_weight = largest_base_weight
         self.without_improvement = 0
 
     def on_step_end(
@@ -92,6 +95,7 @@ class Validation(TrainerCallback):
         """Trainer calls this after every optimiser step."""
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
+        check_magnitude(model, self.largest_base_weight)
         previous = self.best.evaluation
         evaluation = self.evaluator(model, state.global_step)
         if not math.isfinite(evaluation.loss):

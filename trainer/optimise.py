@@ -10,6 +10,7 @@ from polygraft.trainer import methods
 from polygraft.trainer.best import BestCheckpoint
 from polygraft.trainer.callbacks import GracefulInterrupt, History, Validation
 from polygraft.trainer.collate import Collator
+from polygraft.trainer.divergence import largest_frozen_weight
 from polygraft.trainer.errors import Interrupted, TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
 from polygraft.trainer.loop import make_trainer, steps_per_epoch
@@ -47,7 +48,14 @@ def optimise(
         checkpoints=directory.checkpoints,
         callbacks=[
             history,
-            Validation(evaluator, best, every, config.eval.early_stopping, journal.record),
+            Validation(
+                evaluator,
+                best,
+                every,
+                config.eval.early_stopping,
+                journal.record,
+                largest_frozen_weight(peft_model),
+            ),
             interrupt,
         ],
     )

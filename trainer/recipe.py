@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from polygraft.trainer.config import Method, RunConfig
 from polygraft.trainer.errors import RecipeError
 
+RESOLVED = "config.resolved.yaml"
+"""In every run directory."""
 # The same settings as transformers, peft and other trainers call them.
 _ELSEWHERE = {
     "learning_rate": "lr",
@@ -63,6 +65,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             if isinstance(data.get(key), str):
                 data[key] = str(path.parent / data[key])
     return parse_recipe(document, file=str(path))
+
+
+def load_resolved(run: Path) -> RunConfig:
+    """The recipe that a run wrote down, every automatic choice made. Raises RecipeError."""
+    config = parse_recipe(_read_yaml(run / RESOLVED), file=str(run / RESOLVED))
+    return config.model_copy(update={"output": run.parent})
 
 
 def parse_recipe(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:

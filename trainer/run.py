@@ -69,10 +69,11 @@ def _run(
 ) -> RunResult:
     from polygraft.trainer import methods
     from polygraft.trainer.best import trainable_tensors
+    from polygraft.trainer.divergence import check_trained
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
     from polygraft.trainer.reporting import write_manifest, write_report
-    from polygraft.trainer.saved import check_trained, save_adapter
+    from polygraft.trainer.saved import save_adapter
 
     directory.write_config(prepared.config)
     peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)

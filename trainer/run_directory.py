@@ -19,8 +19,8 @@ import yaml
 
 from polygraft.trainer.config import RunConfig
 from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.recipe import RESOLVED
 
-RESOLVED = "config.resolved.yaml"
 INTERRUPTED = ".interrupted"
 
 

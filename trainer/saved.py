@@ -6,18 +6,16 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polygraft
-from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.push import ADAPTER_FILES
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
 
     from polygraft.adapters.geometry import BaseGeometry
@@ -26,24 +24,6 @@ if TYPE_CHECKING:
     from polygraft.trainer.config import RunConfig
     from polygraft.trainer.frozen_base import FrozenBase
     from polygraft.trainer.splits import Splits
-
-
-def check_trained(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:
-    """Every trained tensor is finite and at least one has moved. Raises TrainingFailed."""
-    import torch
-
-    broken = [name for name, tensor in after.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise TrainingFailed(
-            f"{len(broken)} of {len(after)} trained tensors hold NaN or infinite values, first "
-            f"{broken[0]}; nothing was saved.",
-            hint="Lower optim.lr.",
-        )
-    if all(bool(torch.equal(before[name], tensor)) for name, tensor in after.items()):
-        raise TrainingFailed(
-            "no trained tensor moved, so the adapter would change nothing; nothing was saved.",
-            hint="Raise optim.lr or optim.epochs.",
-        )
 
 
 def save_adapter(peft_model: PeftModel, base: FrozenBase, directory: Path) -> None:
