@@ -44,16 +44,18 @@ class UploadAdapterRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base")
+    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base", "allow_no_effect")
     ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_UNVERIFIED_BASE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_NO_EFFECT_FIELD_NUMBER: _ClassVar[int]
     adapter_name: str
     files: _containers.RepeatedCompositeFieldContainer[FileDeclaration]
     alias: str
     allow_unverified_base: bool
-    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ...) -> None: ...
+    allow_no_effect: bool
+    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ..., allow_no_effect: _Optional[bool] = ...) -> None: ...
 
 class FileDeclaration(_message.Message):
     __slots__ = ("name", "size_bytes", "sha256")

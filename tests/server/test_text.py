@@ -1,4 +1,5 @@
 """The oracle is one decode of the whole sequence; pieces joined must equal it."""
+# ruff: noqa: RUF001 - the sentences are in many scripts on purpose
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""Between the messages of adapters.proto and the records of `polygraft.adapters`."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from polygraft.adapters.aliases import AliasRecord
+from polygraft.adapters.manifest import canonical_json
+from polygraft.adapters.names import LIVE
+from polygraft.adapters.registry import Registry, VersionRecord
+from polygraft.adapters.residency import Residency, Tier
+from polygraft.adapters.uploads import FileDeclaration, PublishedUpload, UploadHeader
+from polygraft.protos import adapters_pb2 as pb
+
+_KINDS = {
+    "lora": pb.ADAPTER_KIND_LORA,
+    "soft_prompt": pb.ADAPTER_KIND_SOFT_PROMPT,
+}
+_TIERS = {
+    Tier.STORE: pb.TIER_STORE,
+    Tier.LOADING: pb.TIER_LOADING,
+    Tier.HOST: pb.TIER_HOST,
+    Tier.DEVICE: pb.TIER_DEVICE,
+    Tier.FAILED: pb.TIER_FAILED,
+}
+
+
+def read_header(message: pb.UploadHeader) -> UploadHeader:
+    """What is to be published."""
+    return UploadHeader(
+        name=message.adapter_name,
+        files=tuple(FileDeclaration(f.name, f.size_bytes, f.sha256) for f in message.files),
+        alias=message.alias or None,
+        allow_unverified_base=message.allow_unverified_base,
+        allow_no_effect=message.allow_no_effect,
+    )
+
+
+def write_alias(record: AliasRecord) -> pb.Alias:
+    """Where an alias points."""
+    return pb.Alias(
+        adapter_name=record.adapter_name,
+        alias=record.alias,
+        version_number=record.number,
+        digest=record.digest,
+        generation=record.generation,
+        update_time=_timestamp(record.moved_at),
+        reason=record.reason,
+    )
+
+
+class AdapterWriter:
+    """Writes adapters and versions with where they are now."""
+
+    def __init__(self, registry: Registry, residency: Residency) -> None:
+        self._registry = registry
+        self._residency = residency
+
+    def version(self, record: VersionRecord) -> pb.AdapterVersion:
+        """One version, without its manifest."""
+        manifest = record.manifest
+        return pb.AdapterVersion(
+            adapter_name=record.adapter_name,
+            number=record.number,
+            digest=record.digest,
+            kind=_KINDS.get(manifest.kind, pb.ADAPTER_KIND_UNSPECIFIED),
+            is_verified=record.verified,
+            create_time=_timestamp(record.created_at),
+            size_bytes=manifest.size_bytes,
+            max_rank=manifest.format.max_rank,
+            virtual_token_count=manifest.format.virtual_token_count,
+            variable_names=manifest.prompt.variables if manifest.prompt else (),
+            tier=_TIERS[self._residency.tier(record.digest)],
+            reference_count=self._residency.references(record.digest),
+        )
+
+    def adapter(self, name: str, record: VersionRecord | None = None) -> pb.Adapter:
+        """An adapter with `record`, or with its live version if that is None."""
+        aliases = self._registry.aliases(name)
+        numbers = {alias.alias: alias.number for alias in aliases}
+        if record is None and LIVE in numbers:
+            record = self._registry.version(name, numbers[LIVE])
+        return pb.Adapter(
+            name=name,
+            version_count=len(self._registry.versions(name)),
+            aliases=[write_alias(alias) for alias in aliases],
+            version=self.version(record) if record else None,
+        )
+
+    def adapter_in_full(self, record: VersionRecord) -> pb.Adapter:
+        """The adapter of a version, with the version's manifest."""
+        message = self.adapter(record.adapter_name, record)
+        message.version.manifest_json = canonical_json(record.manifest).decode()
+        return message
+
+    def published(self, upload: PublishedUpload) -> pb.UploadAdapterResponse:
+        """The outcome of an upload."""
+        return pb.UploadAdapterResponse(
+            version=self.version(upload.record),
+            alias=write_alias(upload.alias) if upload.alias else None,
+            warnings=upload.warnings,
+        )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

@@ -1,0 +1,144 @@
+"""AdapterService: reads messages, asks registry, uploads and residency, writes messages.
+
+Reads of the registry are look-ups in memory; whatever may block runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from functools import partial
+
+from google.protobuf.empty_pb2 import Empty
+
+from polygraft.adapters.errors import InvalidRequest
+from polygraft.adapters.registry import Registry, VersionRecord
+from polygraft.adapters.residency import Residency
+from polygraft.adapters.uploads import Uploads
+from polygraft.protos import adapters_pb2 as pb
+from polygraft.protos import adapters_pb2_grpc
+from polygraft.server.grpc.adapter_messages import AdapterWriter, write_alias
+from polygraft.server.grpc.boundary import Context, deadline_of
+from polygraft.server.grpc.paging import page_of
+from polygraft.server.grpc.threads import in_thread
+from polygraft.server.grpc.upload import UploadReceiver
+
+MAX_WAIT_SECONDS = 300.0
+
+
+class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
+    """Handlers of polygraft.v1.AdapterService.
+
+    `executor` runs what reads and writes, `waiting` what waits for a load or for references.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        residency: Residency,
+        uploads: Uploads,
+        executor: Executor,
+        waiting: Executor,
+        *,
+        stall_timeout: float,
+    ) -> None:
+        self._registry = registry
+        self._residency = residency
+        self._executor = executor
+        self._waiting = waiting
+        self._writer = AdapterWriter(registry, residency)
+        self._uploads = UploadReceiver(uploads, executor, stall_timeout=stall_timeout)
+
+    async def UploadAdapter(
+        self, requests: AsyncIterator[pb.UploadAdapterRequest], context: Context
+    ) -> pb.UploadAdapterResponse:
+        """Publish a version."""
+        return self._writer.published(await self._uploads.receive(requests))
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
+        """An adapter with the version that the reference names."""
+        return self._writer.adapter_in_full(self._resolve(request.adapter))
+
+    async def ListAdapters(
+        self, request: pb.ListAdaptersRequest, context: Context
+    ) -> pb.ListAdaptersResponse:
+        """A page of adapters by name."""
+        names, token = page_of(self._registry.names(), str, request.page_size, request.page_token)
+        adapters = [self._writer.adapter(name) for name in names]
+        return pb.ListAdaptersResponse(adapters=adapters, next_page_token=token)
+
+    async def ListAdapterVersions(
+        self, request: pb.ListAdapterVersionsRequest, context: Context
+    ) -> pb.ListAdapterVersionsResponse:
+        """A page of versions by number."""
+        versions, token = page_of(
+            self._registry.versions(request.adapter_name),
+            lambda record: f"{record.number:010d}",
+            request.page_size,
+            request.page_token,
+        )
+        return pb.ListAdapterVersionsResponse(
+            versions=[self._writer.version(record) for record in versions], next_page_token=token
+        )
+
+    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> Empty:
+        """Remove a name with its versions and aliases."""
+        await in_thread(self._executor, self._registry.delete_adapter, request.adapter_name)
+        return Empty()
+
+    async def DeleteAdapterVersion(
+        self, request: pb.DeleteAdapterVersionRequest, context: Context
+    ) -> Empty:
+        """Remove one version."""
+        delete = self._registry.delete_version
+        await in_thread(self._executor, delete, request.adapter_name, request.version_number)
+        return Empty()
+
+    async def UpdateAlias(self, request: pb.UpdateAliasRequest, context: Context) -> pb.Alias:
+        """Point an alias to a version."""
+        has_generation = request.HasField("expected_generation")
+        record = await in_thread(
+            self._executor,
+            self._registry.move_alias,
+            request.adapter_name,
+            request.alias,
+            request.version_number,
+            expected_generation=request.expected_generation if has_generation else None,
+            reason=request.reason,
+        )
+        return write_alias(record)
+
+    async def LoadAdapter(
+        self, request: pb.LoadAdapterRequest, context: Context
+    ) -> pb.AdapterVersion:
+        """Bring a version onto the device."""
+        record = self._resolve(request.adapter)
+        await self._wait(partial(self._residency.load, record.digest, pin=request.pin), context)
+        return self._writer.version(record)
+
+    async def UnloadAdapter(
+        self, request: pb.UnloadAdapterRequest, context: Context
+    ) -> pb.AdapterVersion:
+        """Remove a version from device and host."""
+        record = self._resolve(request.adapter)
+        await self._wait(partial(self._residency.unload, record.digest), context)
+        return self._writer.version(record)
+
+    async def _wait(self, wait: Callable[..., None], context: Context) -> None:
+        """`wait(timeout=...)` until the caller's deadline. It changes nothing when abandoned."""
+        deadline = deadline_of(context)
+        timeout = MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+        wait = partial(wait, timeout=min(timeout, MAX_WAIT_SECONDS))
+        await asyncio.get_running_loop().run_in_executor(self._waiting, wait)
+
+    def _resolve(self, adapter: str) -> VersionRecord:
+        if not adapter:
+            raise InvalidRequest(
+                "the reference of an adapter is missing.",
+                reason="INVALID_REFERENCE",
+                item="adapter",
+                hint='Name one, for example "summarize" or "summarize@7".',
+            )
+        return self._registry.resolve(adapter)

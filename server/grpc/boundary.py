@@ -1,0 +1,165 @@
+"""The border of every RPC: bytes are parsed here, errors become statuses, calls are counted.
+
+Handlers behind it get parsed messages and raise domain errors. Why parse here: bytes that the
+runtime cannot decode are answered UNKNOWN before any of our code runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from polygraft.adapters.errors import InvalidRequest, PolygraftError
+from polygraft.server.grpc.status import code_of, status_of
+from polygraft.server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+Parse = Callable[[bytes], Any]
+
+OWN_SERVICES = "/polygraft.v1."  # the rest, health and reflection, answers to the end
+
+_request_id: ContextVar[str] = ContextVar("request_id")
+
+
+def current_request_id() -> str:
+    """The id of the RPC that the running task answers."""
+    return _request_id.get()
+
+
+def deadline_of(context: Context) -> float | None:
+    """When the caller stops waiting, on the monotonic clock; None if it never does."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Wraps every handler of the server, whatever its kind."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._refusal: PolygraftError | None = None
+
+    def refuse_new(self, error: PolygraftError) -> None:
+        """Answer every new call of our own services with `error`; running ones go on."""
+        self._refusal = error
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The same handler, taking bytes. None: no such method, answered UNIMPLEMENTED."""
+        handler: Handler | None = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        path = str(handler_call_details.method)
+        refusal = self._refusal if path.startswith(OWN_SERVICES) else None
+        return self._wrap(handler, path.rpartition("/")[2], refusal)
+
+    def _wrap(self, handler: Handler, method: str, refusal: PolygraftError | None) -> Handler:
+        behavior: Any = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        read = _read_stream if handler.request_streaming else _read
+        parse = handler.request_deserializer
+        assert parse is not None  # generated handlers have one
+
+        async def answer_once(request: Any, context: Context) -> Any:
+            async with self._border(method, context, refusal):
+                return await behavior(read(request, parse), context)
+
+        async def answer_stream(request: Any, context: Context) -> None:
+            async with self._border(method, context, refusal):
+                responses = behavior(read(request, parse), context)
+                if inspect.isawaitable(responses):
+                    await responses  # it writes to the context itself
+                    return
+                async for response in responses:
+                    await context.write(response)
+
+        make, answer = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, answer_once),
+            (False, True): (grpc.unary_stream_rpc_method_handler, answer_stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, answer_once),
+            (True, True): (grpc.stream_stream_rpc_method_handler, answer_stream),
+        }[handler.request_streaming, handler.response_streaming]
+        wrapped: Handler = make(answer, None, handler.response_serializer)
+        return wrapped
+
+    @asynccontextmanager
+    async def _border(
+        self, method: str, context: Context, refusal: PolygraftError | None
+    ) -> AsyncIterator[None]:
+        """Give the RPC an id, end it with the status of the error raised inside, count it."""
+        request_id = uuid.uuid4().hex
+        _request_id.set(request_id)
+        started_at = time.monotonic()
+        code = grpc.StatusCode.OK.name
+        try:
+            if refusal is not None:
+                raise refusal
+            yield
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED.name
+            raise  # Why: returning normally leaks native memory per cancelled call (grpc#43360)
+        except grpc.aio.AbortError:
+            code = _name(context.code())
+            raise
+        except grpc.aio.BaseError:
+            code = grpc.StatusCode.CANCELLED.name  # the client is gone: nothing can be sent
+            raise
+        except Exception as error:
+            status = status_of(error, request_id)
+            code = status.code.name
+            self._note(error, method, request_id)
+            await context.abort(status.code, status.message, status.metadata)
+        finally:
+            self._metrics.count_call(method, code, time.monotonic() - started_at)
+
+    def _note(self, error: Exception, method: str, request_id: str) -> None:
+        """Count a refusal; log what is no refusal but a bug."""
+        if isinstance(error, PolygraftError) and code_of(error) is not None:
+            self._metrics.count_error(error.code)
+            return
+        self._metrics.count_error("INTERNAL")
+        logger.error("%s failed, request %s", method, request_id, exc_info=error)
+
+
+def _read(data: bytes, parse: Parse) -> Any:
+    try:
+        return parse(data)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            "the message is not valid protobuf for this method (text must be UTF-8).",
+            reason="UNDECODABLE_MESSAGE",
+            hint="Build the request from protos/ of the version that the server runs.",
+        ) from error
+
+
+async def _read_stream(messages: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Any]:
+    async for data in messages:
+        yield _read(data, parse)
+
+
+def _name(code: Any) -> str:
+    """The name of a status code, which the runtime keeps as a StatusCode or as a number."""
+    for known in grpc.StatusCode:
+        if code in (known, known.value[0]):
+            return known.name
+    return grpc.StatusCode.UNKNOWN.name
