@@ -1,0 +1,10 @@
+"""Made tasks with honest splits: dialogue summary, names, ticket routing, translation, stories.
+
+Deterministic by seed; imports no torch and nothing of the training code.
+"""
+
+from polygraft.trainer.tasks.builtin import TASKS, make_task
+from polygraft.trainer.tasks.slots import slot_accuracy
+from polygraft.trainer.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "make_task", "slot_accuracy"]

@@ -1,0 +1,110 @@
+"""The tasks that ship with the project, made from a seed.
+
+Test rows hold people, and where a task has them wordings, that no train row holds; no split
+repeats a row of another. Nothing here needs torch.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+
+from polygraft.trainer.tasks.dialogues import Wordings, make_dialogue, make_group_chat
+from polygraft.trainer.tasks.stories import make_story
+from polygraft.trainer.tasks.task import Row, Task, chat_recipe
+from polygraft.trainer.tasks.tickets import make_ticket
+from polygraft.trainer.tasks.velka import make_pair
+from polygraft.trainer.tasks.withheld import INSTRUCTIONS
+
+DEFAULT_ROWS = {"train": 600, "validation": 100, "test": 150}
+SPLIT_WORDINGS: dict[str, Wordings] = {
+    "train": "train",
+    "validation": "validation",
+    "test": "test",
+}
+
+MakeRow = Callable[[random.Random, str], Row]
+"""(random source, split) -> a row without its id."""
+
+
+def _dsum(rng: random.Random, split: str) -> Row:
+    dialogue = make_dialogue(rng, wordings=SPLIT_WORDINGS[split], held_out=split != "train")
+    return {
+        "group": dialogue.wording,
+        "variables": {"dialogue": dialogue.text},
+        "completion": dialogue.summary,
+        "slots": dialogue.slots,
+    }
+
+
+def _names(rng: random.Random, split: str) -> Row:
+    chat = make_group_chat(rng, held_out=split != "train")
+    names = ", ".join(chat.speakers)
+    return {"group": names, "variables": {"dialogue": chat.text}, "completion": names}
+
+
+def _story(rng: random.Random, split: str) -> Row:
+    story = make_story(rng, held_out=split != "train")
+    return {"group": story.kind, "variables": {"story": story.text}, "completion": story.summary}
+
+
+def _route(rng: random.Random, split: str) -> Row:
+    text, team = make_ticket(rng, wordings=SPLIT_WORDINGS[split], held_out=split != "train")
+    return {"group": team, "variables": {"ticket": text}, "completion": team}
+
+
+def _vel2en(rng: random.Random, split: str) -> Row:
+    english, velka = make_pair(rng)
+    return {"group": english, "variables": {"text": velka}, "completion": english}
+
+
+_MAKERS: dict[str, tuple[MakeRow, str, str, int, bool]] = {
+    # name: (maker, variable, metric, max output tokens, instruction stands in the recipe)
+    "dsum": (_dsum, "dialogue", "rougeL", 64, True),
+    "names": (_names, "dialogue", "exact_match", 48, False),
+    "story": (_story, "story", "exact_match", 48, False),
+    "route": (_route, "ticket", "exact_match", 8, True),
+    "vel2en": (_vel2en, "text", "exact_match", 32, True),
+}
+TASKS: tuple[str, ...] = tuple(_MAKERS)
+
+
+def make_task(name: str, *, seed: int = 0, rows: Mapping[str, int] | None = None) -> Task:
+    """Makes one of `TASKS`: the same seed and row counts give the same rows.
+
+    Raises:
+        ValueError: no such task or split, or more distinct rows asked for than the task can make.
+    """
+    if name not in _MAKERS:
+        raise ValueError(f"no built-in task {name!r}; choose one of {', '.join(TASKS)}")
+    counts = DEFAULT_ROWS | dict(rows or {})
+    if unknown := counts.keys() - DEFAULT_ROWS.keys():
+        raise ValueError(f"no split {', '.join(sorted(unknown))}; splits are {list(DEFAULT_ROWS)}")
+    maker, variable, metric, max_tokens, instructed = _MAKERS[name]
+    seen: set[str] = set()
+    splits = {
+        split: _distinct_rows(maker, name, split, counts[split], seed, seen)
+        for split in DEFAULT_ROWS
+    }
+    instruction = INSTRUCTIONS[name][0] if instructed else ""
+    recipe = chat_recipe(instruction, variable, max_output_tokens=max_tokens)
+    return Task(name, recipe, metric, splits, INSTRUCTIONS[name])
+
+
+def _distinct_rows(
+    maker: MakeRow, name: str, split: str, count: int, seed: int, seen: set[str]
+) -> list[Row]:
+    """`count` rows whose input no row in `seen` has; adds theirs to it."""
+    rng = random.Random(f"{name}/{split}/{seed}")
+    rows: list[Row] = []
+    for _ in range(50 * count):
+        if len(rows) == count:
+            return rows
+        row = maker(rng, split)
+        text = "\n".join(row["variables"].values())
+        if text not in seen:
+            seen.add(text)
+            rows.append({"id": f"{name}-{split}-{len(rows)}", **row})
+    if len(rows) < count:
+        raise ValueError(
+            f"task {name!r} makes only {len(rows)} distinct {split} rows; ask for fewer"
+        )
+    return rows
