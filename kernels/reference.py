@@ -37,18 +37,18 @@ def attention_reference(
 ) -> Tensor:
     """Float64 causal attention of the last rows of one sequence.
 
-    q: [n, heads, d], the last n positions; k: [length, kv_heads, d]; v: [length, kv_heads, d_v].
+    q: [n, heads, d], the last n positions; k: [kv_heads, length, d]; v: [kv_heads, length, d_v].
     window: key j is seen from position i iff j > i - window; None for full attention.
     """
     n, heads, _ = q.shape
-    length, kv_heads, _ = k.shape
-    k = k.double().repeat_interleave(heads // kv_heads, dim=1)
-    v = v.double().repeat_interleave(heads // kv_heads, dim=1)
-    scores = torch.einsum("nhd,lhd->hnl", q.double(), k) * scaling
+    kv_heads, length, _ = k.shape
+    k = k.double().repeat_interleave(heads // kv_heads, dim=0)
+    v = v.double().repeat_interleave(heads // kv_heads, dim=0)
+    scores = torch.einsum("nhd,hld->hnl", q.double(), k) * scaling
     position = torch.arange(length - n, length)[:, None]
     key = torch.arange(length)[None, :]
     hidden = key > position
     if window is not None:
         hidden = hidden | (key <= position - window)
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    return torch.einsum("hnl,lhd->nhd", weights, v)
+    return torch.einsum("hnl,hld->nhd", weights, v)

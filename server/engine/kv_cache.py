@@ -1,4 +1,4 @@
-"""Keys and values of every layer, in cells of one token each."""
+"""Keys and values of every layer, in cells of one token each, head-major."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polygraft.server.engine.probe import LayerFacts
 
 
 class KVCache:
-    """keys[layer]: [cells, kv_heads, head_dim]; values[layer]: [cells, kv_heads, value_dim]."""
+    """keys[layer]: [kv_heads, cells, head_dim]; values[layer]: [kv_heads, cells, value_dim]."""
 
     def __init__(
         self,
@@ -25,24 +25,24 @@ class KVCache:
     ) -> None:
         self.num_cells = num_cells
         self.keys = [
-            torch.zeros(num_cells, layer.kv_heads, layer.head_dim, dtype=dtype, device=device)
+            torch.zeros(layer.kv_heads, num_cells, layer.head_dim, dtype=dtype, device=device)
             for layer in layers
         ]
         self.values = [
-            torch.zeros(num_cells, layer.kv_heads, layer.value_dim, dtype=dtype, device=device)
+            torch.zeros(layer.kv_heads, num_cells, layer.value_dim, dtype=dtype, device=device)
             for layer in layers
         ]
 
     def write(self, layer: int, cells: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k, v [kv_heads, num_tokens, dim] of one step at `cells` [num_tokens]."""
-        self.keys[layer].index_copy_(0, cells, k.transpose(0, 1))
-        self.values[layer].index_copy_(0, cells, v.transpose(0, 1))
+        self.keys[layer].index_copy_(1, cells, k)
+        self.values[layer].index_copy_(1, cells, v)
 
     def clear(self, cells: npt.NDArray[Any]) -> None:
         """Zero cells that may hold NaN: a masked key still computes 0 * NaN."""
         index = torch.from_numpy(cells)
         for cache in (*self.keys, *self.values):
-            cache.index_fill_(0, index, 0)
+            cache.index_fill_(1, index, 0)
 
 
 def bytes_per_cell(layers: Sequence[LayerFacts], dtype: torch.dtype) -> int:

@@ -50,8 +50,8 @@ def test_mixed_step_equals_dense_attention(
 ) -> None:
     if not padded:
         monkeypatch.setattr(attention, "LONG_CONTEXT", 0)  # forces the one-by-one path
-    keys = torch.randn(CELLS, KV_HEADS, DIM, dtype=dtype)
-    values = torch.randn(CELLS, KV_HEADS, DIM, dtype=dtype)
+    keys = torch.randn(KV_HEADS, CELLS, DIM, dtype=dtype)
+    values = torch.randn(KV_HEADS, CELLS, DIM, dtype=dtype)
     whole = _context(13, contiguous=contiguous, seed=0)
     later = _context(40, contiguous=contiguous, seed=1)
     decodes = [_context(n, contiguous=contiguous, seed=2 + i) for i, n in enumerate((5, 33, 21))]
@@ -67,19 +67,19 @@ def test_mixed_step_equals_dense_attention(
     q = torch.randn(23, HEADS, DIM, dtype=dtype)
     out = PagedAttention()(plan, q, keys, values, scaling=0.3, window=window)
     for context, start, end in spans:
-        k, v = keys[context.cells], values[context.cells]
+        k, v = keys[:, context.cells], values[:, context.cells]
         expected = attention_reference(q[start:end], k, v, scaling=0.3, window=window)
         bound = 2e-6 if dtype is torch.float32 else 2e-2
         assert relative_error(out[start:end], expected) <= bound
 
 
 def test_padding_never_reads_a_strangers_cell() -> None:
-    keys = torch.full((CELLS, KV_HEADS, DIM), torch.nan)
-    values = torch.full((CELLS, KV_HEADS, DIM), torch.nan)
+    keys = torch.full((KV_HEADS, CELLS, DIM), torch.nan)
+    values = torch.full((KV_HEADS, CELLS, DIM), torch.nan)
     contexts = [_context(n, contiguous=True, seed=i) for i, n in enumerate((3, 17))]
     for context in contexts:
-        keys[context.cells] = torch.randn(context.length, KV_HEADS, DIM)
-        values[context.cells] = torch.randn(context.length, KV_HEADS, DIM)
+        keys[:, context.cells] = torch.randn(KV_HEADS, context.length, DIM)
+        values[:, context.cells] = torch.randn(KV_HEADS, context.length, DIM)
     plan = AttentionPlan([], _decode_rows(contexts, None))
     out = PagedAttention()(
         plan, torch.randn(2, HEADS, DIM), keys, values, scaling=0.25, window=None
