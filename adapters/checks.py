@@ -17,7 +17,7 @@ from polygraft.adapters.errors import (
     AdapterUnsupported,
     raise_all,
 )
-from polygraft.adapters.files import WEIGHTS_FILE
+from polygraft.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.safetensors_header import TensorEntry
@@ -35,6 +35,11 @@ LEFTOVERS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "a tensor with the adapter's name left in its key",
             "Save with save_pretrained() instead of state_dict().",
         ),
+        (
+            r"\.lora_[AB]\.weight$",
+            "LoRA beside a soft prompt",
+            "Save LoRA and soft prompt as two adapters.",
+        ),
         (r"lora_magnitude_vector", "DoRA", "Retrain with use_dora=False."),
         (r"\.lora_B\.bias$", "a bias of LoRA", "Retrain with lora_bias=False."),
         (r"lora_embedding_[AB]", "LoRA on an embedding", "Target linear modules only."),
@@ -44,8 +49,12 @@ LEFTOVERS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "Retrain without trainable_token_indices.",
         ),
         (r"\.base_layer\.", "a copy of a base weight", "Save with save_embedding_layers=False."),
-        (r"(modules_to_save|original_module)", "modules_to_save", "Retrain without it."),
-        (r"prompt_embeddings", "a soft prompt", "Save LoRA and soft prompt as two adapters."),
+        (r"modules_to_save|original_module", "modules_to_save", "Retrain without it."),
+        (
+            r"prompt_embeddings",
+            "a soft prompt beside LoRA",
+            "Save LoRA and soft prompt as two adapters.",
+        ),
         (r"\.bias$", "a trained bias", 'Retrain with bias="none".'),
         (
             r"\.weight$",
@@ -190,6 +199,7 @@ def _check_pair(
             )
         )
     problems.extend(_check_rank(settings, module, a.shape[0], limits))
+    problems.extend(_check_alpha(settings, module))
     return problems
 
 
@@ -205,18 +215,36 @@ def _check_rank(settings: LoraSettings, module: str, rank: int, limits: AdapterL
                 hint="Retrain with a lower rank, or raise max_rank on the server.",
             )
         )
-    declared = settings.rank.value(module)
-    if rank != declared:
+    declared = settings.rank.values(module)
+    if rank not in declared:
+        listing = " or ".join(str(value) for value in declared)
         problems.append(
             _invalid(
-                f"the tensor has rank {rank}, the config says {declared}.",
+                f"the tensor has rank {rank}, the config says {listing}.",
                 item=module,
                 found=rank,
-                allowed=declared,
+                allowed=listing,
                 hint="Config and weights are not from the same save_pretrained().",
             )
         )
     return problems
+
+
+def _check_alpha(settings: LoraSettings, module: str) -> Problems:
+    alphas = settings.alpha.values(module)
+    if len(alphas) == 1:
+        return []
+    return [
+        AdapterInvalid(
+            f"several patterns match {module} and give it {', '.join(map(str, alphas))}; PEFT "
+            "sorts them when it saves, so the one it was trained with is lost.",
+            file=CONFIG_FILE,
+            item="alpha_pattern",
+            found=list(alphas),
+            allowed="one value",
+            hint="Leave only the pattern that was used in adapter_config.json.",
+        )
+    ]
 
 
 def _no_such_module(module: str, geometry: BaseGeometry) -> AdapterIncompatible:

@@ -20,7 +20,12 @@ from polygraft.adapters.errors import (
 from polygraft.adapters.files import CONFIG_FILE
 from polygraft.adapters.patterns import PatternMap
 
-# Read elsewhere in the folder, or without effect on inference (adapters.md, section 3.1).
+# Keys that decide what is computed.
+LORA_KEYS = frozenset(
+    {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
+)
+PROMPT_KEYS = frozenset({"num_virtual_tokens", "token_dim", "num_transformer_submodules"})
+# Read elsewhere in the folder, or without effect on inference.
 IGNORED_KEYS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 )
@@ -95,7 +100,7 @@ class LoraSettings:
     def scaling(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
         divisor = rank**0.5 if self.use_rslora else rank
-        return float(self.alpha.value(module)) / divisor
+        return float(self.alpha.values(module)[0]) / divisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +134,7 @@ def parse_config(config: Mapping[str, object]) -> LoraSettings | PromptSettings:
 
 
 def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSettings:
-    used = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
-    _check_keys(config, used | {"init_lora_weights"} | IGNORED_LORA_KEYS, problems)
+    _check_keys(config, LORA_KEYS | IGNORED_LORA_KEYS, problems)
     _check_init(config.get("init_lora_weights", True), problems)
     bias = config.get("bias", "none")
     if bias != "none":
@@ -154,8 +158,7 @@ def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSetting
 def _parse_prompt(
     config: Mapping[str, object], peft_type: str, problems: Problems
 ) -> PromptSettings:
-    used = {"num_virtual_tokens", "token_dim", "num_transformer_submodules"}
-    _check_keys(config, used | IGNORED_PROMPT_KEYS, problems)
+    _check_keys(config, PROMPT_KEYS | IGNORED_PROMPT_KEYS, problems)
     submodules = config.get("num_transformer_submodules")
     if submodules not in (None, 1):
         hint = "Encoder-decoder prompts do not fit a causal LM."

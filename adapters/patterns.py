@@ -17,14 +17,17 @@ MAX_PATTERNS = 4096
 MAX_PATTERN_LENGTH = 256
 MAX_QUANTIFIERS = 3
 MATCH_SECONDS = 2.0  # for all modules of one adapter together
+# Python warns that these may get another meaning inside a set.
+NESTED_SET = re.compile(r"\[[^\]]*(\[|--|&&|~~|\|\|)")
 ESCAPED = re.compile(r"\\.|\[[^\]]*\]", re.DOTALL)
 
 
 class PatternMap:
-    """`value(module)` of the first pattern, in file order, that matches the module's name.
+    """The values that patterns give to a module's name; the default without a match.
 
     Matching is PEFT's (`get_pattern_key`): the pattern must match the whole name or everything
-    after one of its dots. Without a match the default applies.
+    after one of its dots. PEFT takes the first match of the dictionary it trains with, but sorts
+    the keys when it saves: with several matches the file no longer tells which one was used.
     """
 
     def __init__(self, item: str, patterns: Mapping[str, float], default: float) -> None:
@@ -35,16 +38,19 @@ class PatternMap:
             raise self._refused(f"{len(patterns)} patterns are too many", MAX_PATTERNS)
         self._patterns = [(self._compile(key), value) for key, value in patterns.items()]
 
-    def value(self, module: str) -> float:
-        """The value for one module; raises AdapterInvalid when matching takes too long."""
+    def values(self, module: str) -> tuple[float, ...]:
+        """The distinct values of all patterns that match, at least one.
+
+        Raises AdapterInvalid when matching takes too long.
+        """
         if not self._patterns:
-            return self._default
+            return (self._default,)
         started = time.perf_counter()
-        found = next((v for pattern, v in self._patterns if pattern.match(module)), self._default)
+        found = dict.fromkeys(v for pattern, v in self._patterns if pattern.match(module))
         self._seconds += time.perf_counter() - started
         if self._seconds > MATCH_SECONDS:
             raise self._refused("the patterns take too long to match", f"{MATCH_SECONDS} s")
-        return found
+        return tuple(found) or (self._default,)
 
     def _compile(self, key: str) -> re.Pattern[str]:
         bare = ESCAPED.sub("x", key)
@@ -55,6 +61,8 @@ class PatternMap:
             raise self._refused(f"the pattern {key[:80]!r} is too complex", self._limits())
         if re.search(r"\)[*+{]|\(\?", bare) or re.search(r"\\[1-9]", key):
             raise self._refused(f"the pattern {key[:80]!r} repeats a group", self._limits())
+        if NESTED_SET.search(key):
+            raise self._refused(f"the pattern {key[:80]!r} nests sets", self._limits())
         try:
             return re.compile(rf"(.*\.)?({key})$")
         except (re.error, OverflowError, RecursionError) as error:

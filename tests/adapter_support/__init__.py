@@ -1,0 +1,1 @@
+"""What the tests of `adapters/` share: PEFT directories, hand-made files, a device that is not."""
