@@ -1,58 +1,116 @@
-"""KV blocks: which are free. Knows numbers only, no tensors.
+"""KV blocks: who holds them, which are free, which are kept for reuse. Knows numbers only.
 
-Blocks of one sequence are adjacent where possible, because a contiguous context is read as a view.
+A block is *held* (by one or more sequences), *kept* (nobody holds it, but its content is indexed
+and may be shared again) or *free*. Kept blocks are given out when the free ones run out, the least
+recently used first. Blocks of one sequence are adjacent where possible, because a contiguous
+context is read as a view.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
-    """Free list of `num_blocks` blocks, kept sorted so that runs of neighbours can be found."""
+    """`num_blocks` blocks with reference counts and an index from content key to block."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks))
-        self._used: set[int] = set()
+        self._free = list(range(num_blocks))  # sorted, so that runs of neighbours can be found
+        self._kept: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._holders: Counter[int] = Counter()
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that can be given out: free or kept."""
+        return len(self._free) + len(self._kept)
+
+    @property
+    def num_unused(self) -> int:
+        """Blocks that can be given out without forgetting anything."""
         return len(self._free)
 
     def allocate(self, count: int, *, after: int | None = None) -> list[int] | None:
-        """`count` blocks, or None when fewer are free. Prefers neighbours.
+        """`count` blocks, or None when fewer can be given out. Prefers neighbours.
 
         after: the last block the caller holds; its successors are taken if they are free.
         """
-        if count > len(self._free):
+        if count > self.num_free:
             return None
-        if count == 0:
-            return []
-        start = self._successor(after) if after is not None else None
-        if start is None:
-            start = self._run(count)
-        index = 0 if start is None else start
-        taken = self._free[index : index + count]
-        if len(taken) < count:  # the run reached the end: wrap around
-            taken = self._free[:count]
-            index = 0
-        del self._free[index : index + count]
-        self._used.update(taken)
+        while count > len(self._free):
+            block, _ = self._kept.popitem(last=False)
+            self._drop_key(block)
+            bisect.insort(self._free, block)
+        taken = self._take_run(count, after)
+        self._holders.update(taken)
         return taken
 
-    def free(self, blocks: list[int]) -> None:
-        """Give blocks back. Freeing a block that is not held is a bug and raises."""
-        for block in blocks:
-            self._used.remove(block)
-            bisect.insort(self._free, block)
+    def lookup(self, keys: Sequence[bytes]) -> list[int]:
+        """The blocks of the longest prefix of `keys` that is indexed."""
+        found = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError if free and used blocks are not a partition of the pool."""
-        assert len(self._free) == len(set(self._free)), "a block is free twice"
-        assert not self._used & set(self._free), "a block is both free and used"
-        assert len(self._free) + len(self._used) == self.num_blocks, "blocks were lost"
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks that `lookup` found."""
+        for block in blocks:
+            self._kept.pop(block, None)
+            self._holders[block] += 1
+
+    def index(self, block: int, key: bytes) -> None:
+        """Make the content of a held, full, computed block findable. The first of two equal
+        blocks stays the one that is found."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def is_private(self, block: int) -> bool:
+        """Whether nobody else can ever read the block: one holder, not indexed."""
+        return self._holders[block] == 1 and block not in self._key_of
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """Give blocks back. Freeing a block that is not held is a bug and raises KeyError."""
+        for block in reversed(list(blocks)):  # the end of a prefix is evicted before its start
+            if block not in self._holders:
+                raise KeyError(block)
+            self._holders[block] -= 1
+            if self._holders[block]:
+                continue
+            del self._holders[block]
+            if block in self._key_of:
+                self._kept[block] = None
+            else:
+                bisect.insort(self._free, block)
+
+    def check_integrity(self, holders: Counter[int]) -> None:
+        """Raise AssertionError unless held, kept and free blocks are a partition of the pool and
+        `holders` (block -> sequences that name it) are those that are counted."""
+        assert holders == self._holders, "reference counts differ from the block tables"
+        parts = [*self._free, *self._kept, *self._holders]
+        assert sorted(parts) == list(range(self.num_blocks)), "a block was lost or is held twice"
+        assert all(block in self._key_of for block in self._kept), "a kept block is not indexed"
+        assert {b: k for k, b in self._block_of.items()} == self._key_of, "the index is not 1:1"
+
+    def _drop_key(self, block: int) -> None:
+        del self._block_of[self._key_of.pop(block)]
+
+    def _take_run(self, count: int, after: int | None) -> list[int]:
+        start = self._successor(after) if after is not None else None
+        if start is None or start + count > len(self._free):
+            start = self._run(count)
+        if start is None:
+            start = 0
+        taken = self._free[start : start + count]
+        del self._free[start : start + count]
+        return taken
 
     def _successor(self, block: int) -> int | None:
         index = bisect.bisect_left(self._free, block + 1)

@@ -43,7 +43,12 @@ def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[Seq
 
 def ended(sequence: Sequence) -> SequenceOutput:
     """The last output of a sequence that ended outside a step (cancelled, expired, failed)."""
-    return SequenceOutput(sequence.id, finish_reason=sequence.finish_reason, error=sequence.error)
+    return SequenceOutput(
+        sequence.id,
+        finish_reason=sequence.finish_reason,
+        error=sequence.error,
+        num_cached=sequence.num_cached,
+    )
 
 
 def _refuse(sequence: Sequence) -> SequenceOutput:
@@ -74,6 +79,7 @@ def _next_token(sequence: Sequence, row: Row) -> SequenceOutput:
         logprobs=() if chosen.logprob is None else (chosen.logprob,),
         finish_reason=reason,
         queue_seconds=queue_seconds,
+        num_cached=sequence.num_cached,
     )
 
 
@@ -97,4 +103,5 @@ def _scored(sequence: Sequence) -> SequenceOutput:
         logprobs=tuple(logprob for logprob, _ in scores),
         greedy=tuple(greedy for _, greedy in scores),
         finish_reason=FinishReason.LENGTH,
+        num_cached=sequence.num_cached,
     )

@@ -31,6 +31,7 @@ class EngineConfig(BaseModel):
     kv_bytes: int = Field(
         1 << 30, gt=0, description="Memory for keys and values, in bytes; rounded to blocks."
     )
+    prefix_cache: bool = Field(True, description="Reuse keys and values of equal prefixes.")
     pool_rows: int = Field(
         512, ge=16, description="Rank rows for resident LoRA adapters (sum of padded ranks)."
     )

@@ -143,7 +143,9 @@ class Engine:
         )
         self._adapters = adapters
         self._publish = publish
-        self._scheduler = Scheduler(limits, self._blocks, adapters)
+        self._scheduler = Scheduler(
+            limits, self._blocks, adapters, prefix_cache=self.config.prefix_cache
+        )
         with self._lock:
             self._is_alive = True
 
@@ -197,6 +199,7 @@ class Engine:
             steps=self._counts.steps,
             preemptions=self._scheduler.num_preemptions,
             prompt_tokens=self._counts.prompt_tokens,
+            cached_tokens=self._scheduler.num_cached_tokens,
             output_tokens=self._counts.output_tokens,
             pool_rows=self.bank.num_rows,
             free_pool_rows=self.bank.num_free_rows,
@@ -275,12 +278,21 @@ class Engine:
         for chunk in chunks:
             self._admission.leave(chunk.sequence.id)
         for output in outputs:
+            sequence = self._live[output.request_id]
+            if isinstance(output.error, NonFinite):
+                self._clear_cells(sequence)
+            elif output.token_ids:
+                self._scheduler.index_blocks(sequence)
             if output.is_final:
-                sequence = self._live[output.request_id]
-                if isinstance(output.error, NonFinite):
-                    self._runner.cache.clear(sequence.cells(0, sequence.num_computed))
                 self._scheduler.finish(sequence)
                 self._forget(sequence)
+
+    def _clear_cells(self, sequence: Sequence) -> None:
+        """Zero what only this sequence can read: the next owner's masked reads must be finite."""
+        size = self.config.block_size
+        for index, block in enumerate(sequence.blocks):
+            if self._blocks.is_private(block):
+                self._runner.cache.clear(sequence.cells(index * size, (index + 1) * size))
 
     def _forget(self, sequence: Sequence) -> None:
         self._admission.leave(sequence.id)

@@ -55,6 +55,7 @@ class EngineRequest:
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None
     num_virtual: int = 0  # virtual tokens of the adapter version, from its manifest
+    salt: str = ""  # whose prompt it is; prompts of different salts never share cached keys
     logprobs: bool = False  # log-probability of each output token
     score_from: int | None = None
 
@@ -74,6 +75,7 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # a PolygraftError, or an unexpected one (INTERNAL)
     queue_seconds: float = 0.0  # submit to first scheduled step; set on the first output
+    num_cached: int = 0  # positions read from the prefix cache; every output says it
 
     @property
     def is_final(self) -> bool:
@@ -93,6 +95,7 @@ class EngineStats:
     steps: int
     preemptions: int
     prompt_tokens: int  # computed so far
+    cached_tokens: int  # positions that the prefix cache made unnecessary
     output_tokens: int
     pool_rows: int  # rank rows of the device pool
     free_pool_rows: int

@@ -8,7 +8,7 @@ last gives its blocks back and is computed again later (preemption by recompute)
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,13 +48,17 @@ class Scheduler:
         limits: SchedulerLimits,
         blocks: BlockPool,
         adapters: AdapterPort,
+        *,
+        prefix_cache: bool,
     ) -> None:
         self.limits = limits
         self.blocks = blocks
         self._adapters = adapters
+        self._prefix_cache = prefix_cache
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0
+        self.num_cached_tokens = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -113,8 +117,8 @@ class Scheduler:
             digest = sequence.request.adapter
             if digest is not None and not self._adapters.is_ready(digest):
                 continue
-            size = min(sequence.num_remaining, budget, self.limits.max_chunk)
-            if not self._admit_blocks(sequence, size):
+            size = self._admit_blocks(sequence, budget)
+            if not size:
                 break  # in order: a small request must not starve a large one
             del self.waiting[sequence.id]
             self.running[sequence.id] = sequence
@@ -125,20 +129,48 @@ class Scheduler:
             budget -= size
         return chunks
 
-    def _admit_blocks(self, sequence: Sequence, size: int) -> bool:
-        """Blocks for the first chunk; all it can ever need while there is plenty, so that they
-        are adjacent. A small reserve stays free for the growth of running sequences."""
+    def _admit_blocks(self, sequence: Sequence, budget: int) -> int:
+        """Give a sequence what the prefix cache has and blocks for its first chunk; returns the
+        size of the chunk, 0 if there is no room.
+
+        While there is plenty it gets all blocks it can ever need, so that they are adjacent. A
+        small reserve stays free for the growth of running sequences.
+        """
+        self._share_prefix(sequence)
+        size = min(sequence.num_remaining, budget, self.limits.max_chunk)
         most = sequence.num_blocks_missing(sequence.max_positions)
-        least = sequence.num_blocks_missing(size)
-        plenty = self.blocks.num_free - most >= self.blocks.num_blocks // 4
+        least = sequence.num_blocks_missing(sequence.num_computed + size)
+        plenty = self.blocks.num_unused - most >= self.blocks.num_blocks // 4
         reserve = self.blocks.num_blocks // 50 if self.running else 0
-        if not plenty and self.blocks.num_free - least < reserve:
-            return False
-        blocks = self.blocks.allocate(most if plenty else least)
+        blocks = None
+        if plenty or self.blocks.num_free - least >= reserve:
+            last = sequence.blocks[-1] if sequence.blocks else None
+            blocks = self.blocks.allocate(most if plenty else least, after=last)
         if blocks is None:
-            return False
+            self.blocks.free(sequence.take_blocks())
+            return 0
         sequence.add_blocks(blocks)
-        return True
+        self.num_cached_tokens += sequence.num_cached
+        return size
+
+    def _share_prefix(self, sequence: Sequence) -> None:
+        if not self._prefix_cache:
+            return
+        keys = sequence.keys.up_to(sequence.num_cacheable, sequence.token_ids)
+        found = self.blocks.lookup(keys)
+        self.blocks.share(found)
+        sequence.add_blocks(found)
+        sequence.num_computed = sequence.num_cached = len(found) * sequence.block_size
+        sequence.num_indexed = len(found)
+
+    def index_blocks(self, sequence: Sequence) -> None:
+        """Offer the full, computed blocks of a sequence whose logits were finite for sharing."""
+        if not self._prefix_cache:
+            return
+        keys = sequence.keys.up_to(sequence.num_computed, sequence.token_ids)
+        for index in range(sequence.num_indexed, len(keys)):
+            self.blocks.index(sequence.blocks[index], keys[index])
+        sequence.num_indexed = len(keys)
 
     def _grow(self, sequence: Sequence, size: int, chunks: list[Chunk]) -> bool:
         """Blocks for `size` more positions, preempting the latest admitted where needed."""
@@ -169,10 +201,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if blocks, states and queues disagree."""
-        self.blocks.check_integrity()
-        held = [block for s in self.running.values() for block in s.blocks]
-        assert len(held) == len(set(held)), "two sequences hold one block"
-        used = self.blocks.num_blocks - self.blocks.num_free
-        assert len(held) == used, f"{used} blocks used, {len(held)} held"
+        held = Counter(block for s in self.running.values() for block in s.blocks)
+        self.blocks.check_integrity(held)
         assert all(s.state is SequenceState.WAITING and not s.blocks for s in self.waiting.values())
         assert all(s.state is SequenceState.RUNNING for s in self.running.values())

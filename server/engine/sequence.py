@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polygraft.server.engine.messages import EngineRequest, FinishReason
+from polygraft.server.engine.prefix_cache import BlockKeys
 
 
 class SequenceState(Enum):
@@ -34,6 +35,14 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
         self.num_computed = 0
+        self.num_cached = 0  # of those, read from the prefix cache at the last admission
+        self.num_indexed = 0  # blocks that were offered to the prefix cache
+        self.keys = BlockKeys(
+            adapter=request.adapter,
+            num_virtual=request.num_virtual,
+            salt=request.salt,
+            block_size=block_size,
+        )
         self.blocks: list[int] = []
         self.state = SequenceState.WAITING
         self.finish_reason: FinishReason | None = None
@@ -42,7 +51,7 @@ class Sequence:
         self.submitted_at = time.monotonic()
         self.first_scheduled_at: float | None = None
         self.scores: dict[int, tuple[float, bool]] = {}  # position -> (log-probability, greedy)
-        self._block_size = block_size
+        self.block_size = block_size
         self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
 
@@ -68,6 +77,14 @@ class Sequence:
         return self.num_virtual + self.num_prompt + max(output - 1, 0)
 
     @property
+    def num_cacheable(self) -> int:
+        """Positions that may come from the cache: one at least is computed, for its logits."""
+        score_from = self.request.score_from
+        if score_from is not None:
+            return self.num_virtual + score_from - 1
+        return self.num_positions - 1
+
+    @property
     def expires_at(self) -> float | None:
         """Monotonic time at which the request's own time limit passes."""
         limit = self.request.stopping.time_limit
@@ -83,7 +100,7 @@ class Sequence:
 
     def num_blocks_missing(self, num_positions: int) -> int:
         """Blocks to add before `num_positions` positions fit."""
-        return max(0, -(-num_positions // self._block_size) - len(self.blocks))
+        return max(0, -(-num_positions // self.block_size) - len(self.blocks))
 
     def add_blocks(self, blocks: list[int]) -> None:
         """Take ownership of more blocks."""
@@ -93,8 +110,8 @@ class Sequence:
         adjacent = all(b == a + 1 for a, b in pairwise(chain))
         self._is_contiguous = self._is_contiguous and adjacent
         self.blocks += blocks
-        starts = np.asarray(blocks, dtype=np.int64) * self._block_size
-        new = (starts[:, None] + np.arange(self._block_size, dtype=np.int64)).reshape(-1)
+        starts = np.asarray(blocks, dtype=np.int64) * self.block_size
+        new = (starts[:, None] + np.arange(self.block_size, dtype=np.int64)).reshape(-1)
         self._cells = np.concatenate([self._cells, new])
 
     def take_blocks(self) -> list[int]:
@@ -102,5 +119,5 @@ class Sequence:
         blocks, self.blocks = self.blocks, []
         self._cells = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
-        self.num_computed = 0
+        self.num_computed = self.num_cached = self.num_indexed = 0
         return blocks

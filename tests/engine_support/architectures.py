@@ -84,9 +84,7 @@ SERVED: dict[str, Case] = {
     ),
     "phi": Case(_config("phi"), Architecture("q_proj", "fc1")),
     "gpt_neox": Case(_config("gpt_neox"), Architecture("query_key_value", "dense_h_to_4h")),
-    "opt": Case(
-        _config("opt", ffn_dim=96, word_embed_proj_dim=48), Architecture("q_proj", "fc1")
-    ),
+    "opt": Case(_config("opt", ffn_dim=96, word_embed_proj_dim=48), Architecture("q_proj", "fc1")),
     "olmo2": Case(_config("olmo2")),
     "cohere": Case(_config("cohere")),
     "starcoder2": Case(_config("starcoder2"), Architecture("q_proj", "c_fc")),

@@ -95,6 +95,7 @@ class Harness:
         time_limit: float | None = None,
         score_from: int | None = None,
         logprobs: bool = False,
+        salt: str = "",
     ) -> None:
         request = EngineRequest(
             request_id,
@@ -105,6 +106,7 @@ class Harness:
             num_virtual=self.adapters.virtual.get(adapter, 0) if adapter else 0,
             score_from=score_from,
             logprobs=logprobs,
+            salt=salt,
         )
         if adapter:
             self.adapters.references[adapter] += 1

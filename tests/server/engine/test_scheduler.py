@@ -32,7 +32,10 @@ class Adapters:
 def make(num_blocks: int = 64, **limits: int) -> tuple[Scheduler, Adapters]:
     adapters = Adapters()
     caps = {"max_running": 8, "max_batch_tokens": 32, "max_chunk": 8, **limits}
-    return Scheduler(SchedulerLimits(**caps), BlockPool(num_blocks), adapters), adapters
+    scheduler = Scheduler(
+        SchedulerLimits(**caps), BlockPool(num_blocks), adapters, prefix_cache=True
+    )
+    return scheduler, adapters
 
 
 def sequence(
@@ -167,6 +170,8 @@ def test_random_traffic_always_ends_and_leaves_every_block_free(seed: int) -> No
             assert len(chunk.sequence.cells(0, end)) == end, "a token without a cell"
         advance(chunks)
         for s in [c.sequence for c in chunks]:
+            if s.num_output:
+                scheduler.index_blocks(s)
             if s.num_output >= s.request.stopping.max_output_tokens:
                 scheduler.finish(s)
                 finished += 1

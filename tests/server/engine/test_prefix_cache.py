@@ -1,0 +1,107 @@
+"""Sharing keys and values: what may be shared is, nothing else ever, and tokens do not change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from engine_support.architectures import VOCAB
+from engine_support.harness import Harness, random_prompts
+
+from polygraft.server.engine.prefix_cache import BlockKeys
+
+if TYPE_CHECKING:
+    from conftest import TinyBase
+
+PROMPT = random_prompts(1, vocab=VOCAB, seed=2)[0] * 4
+BLOCK = 16
+
+
+def ask(harness: Harness, name: str, prompt: list[int], **options: object) -> int:
+    """Run one request alone; returns how many positions came from the cache."""
+    before = harness.engine.stats().cached_tokens
+    harness.submit(name, prompt, **options)  # type: ignore[arg-type]
+    harness.run()
+    harness.assert_clean()
+    return harness.engine.stats().cached_tokens - before
+
+
+@pytest.mark.parametrize("adapter", [None, "lora4", "patterns16", "soft"])
+def test_a_second_request_shares_whole_blocks_and_gives_the_same_logits(
+    tiny_base: TinyBase, adapter: str | None
+) -> None:
+    harness = tiny_base.harness()
+    positions = len(PROMPT) + harness.adapters.virtual.get(adapter or "", 0)
+    assert ask(harness, "first", PROMPT, adapter=adapter) == 0
+    assert ask(harness, "again", PROMPT, adapter=adapter) == (positions - 1) // BLOCK * BLOCK
+    first, again = harness.answers["first"], harness.answers["again"]
+    assert first.token_ids == again.token_ids
+    difference = torch.stack(first.logits) - torch.stack(again.logits)
+    assert difference.abs().max() <= 1e-5
+
+
+def test_other_adapters_and_other_tenants_share_nothing(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    ask(harness, "lora", PROMPT, adapter="lora4")
+    assert ask(harness, "base", PROMPT) == 0
+    assert ask(harness, "other lora", PROMPT, adapter="rslora8") == 0
+    assert ask(harness, "other tenant", PROMPT, adapter="lora4", salt="b") == 0
+    assert ask(harness, "same tenant", PROMPT, adapter="lora4", salt="b") > 0
+
+
+def test_virtual_blocks_are_shared_between_tenants_and_prompts() -> None:
+    def keys(salt: str, tokens: list[int], adapter: str = "sha256:a") -> list[bytes]:
+        made = BlockKeys(adapter=adapter, num_virtual=20, salt=salt, block_size=8)
+        return made.up_to(20 + len(tokens), tokens)
+
+    a, b = keys("a", [1] * 20), keys("b", [2] * 20)
+    assert a[:2] == b[:2], "two blocks hold virtual tokens only"
+    assert not set(a[2:]) & set(b[2:])
+    assert not set(keys("a", [1] * 20)[2:]) & set(keys("b", [1] * 20)[2:])
+    assert not set(a) & set(keys("a", [1] * 20, adapter="sha256:b"))
+
+
+def test_keys_do_not_depend_on_how_tokens_arrived() -> None:
+    tokens = list(range(40))
+    whole = BlockKeys(adapter=None, num_virtual=3, salt="", block_size=8)
+    growing = BlockKeys(adapter=None, num_virtual=3, salt="", block_size=8)
+    for count in range(41):
+        growing.up_to(3 + count, tokens[:count])
+    assert growing.up_to(43, tokens) == whole.up_to(43, tokens)
+
+
+def test_generated_tokens_are_shared_in_the_next_turn(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    ask(harness, "turn", PROMPT[:20], max_output_tokens=30)
+    longer = PROMPT[:20] + harness.answers["turn"].token_ids
+    assert ask(harness, "next", [*longer, 5]) == 48  # 50 tokens, the last one was never computed
+
+
+def test_scores_are_exact_with_a_cached_prefix(tiny_base: TinyBase) -> None:
+    plain = tiny_base.harness(prefix_cache=False)
+    cached = tiny_base.harness()
+    ask(cached, "warm", PROMPT)
+    for harness in (plain, cached):
+        ask(harness, "s", PROMPT, max_output_tokens=0, score_from=40)
+    assert cached.engine.stats().cached_tokens == 32
+    assert cached.answers["s"].logprobs == pytest.approx(plain.answers["s"].logprobs, abs=1e-5)
+
+
+def test_memory_pressure_forgets_the_least_recently_used_prefix(tiny_base: TinyBase) -> None:
+    prompts = random_prompts(5, vocab=VOCAB, seed=5)
+    prompts = [(p * 30)[:64] for p in prompts]
+    harness = tiny_base.harness(kv_bytes=16 * 6144, max_context=128)  # 16 blocks, 4 kept a request
+    for i in (0, 1, 2):
+        ask(harness, f"fill {i}", prompts[i])
+    assert ask(harness, "touch 0", prompts[0]) > 0
+    ask(harness, "new", prompts[3])
+    ask(harness, "newer", prompts[4])
+    assert ask(harness, "0 again", prompts[0]) > 0
+    assert ask(harness, "1 again", prompts[1]) < 48
+
+
+def test_a_cache_that_is_off_shares_nothing(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness(prefix_cache=False)
+    ask(harness, "first", PROMPT)
+    assert ask(harness, "again", PROMPT) == 0
