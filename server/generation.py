@@ -19,10 +19,10 @@ from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.server.answer import Answer
 from polygraft.server.encoding import PromptEncoder
 from polygraft.server.engine.messages import EngineRequest, SequenceOutput
+from polygraft.server.engine_port import EnginePort, References
 from polygraft.server.metrics import Metrics
 from polygraft.server.outputs import OutputQueue, OutputRouter
 from polygraft.server.planning import Planner, stop_sequences
-from polygraft.server.ports import EnginePort, References
 from polygraft.server.requests import (
     ContinuationScore,
     GenerateRequest,

@@ -1,58 +1,43 @@
-"""What the front-end needs of the engine and of the residency, so that either can be replaced."""
+"""Taking a port to listen on."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import socket
+from collections.abc import Callable
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from polygraft.server.config import ConfigError, ServerConfig
 
-from polygraft.adapters.geometry import BaseGeometry
-from polygraft.server.engine.messages import EngineRequest, EngineStats
-
-
-class EnginePort(Protocol):
-    """What the front-end needs of `server.engine.engine.Engine`."""
-
-    @property
-    def geometry(self) -> BaseGeometry:
-        """What adapters are checked against."""
-        ...
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer."""
-        ...
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Ids that end a sequence unless the request ignores them."""
-        ...
-
-    @property
-    def context_length(self) -> int:
-        """Positions of one sequence at most."""
-        ...
-
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request; on success the engine releases its adapter when the sequence ends."""
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """End a request in any state; unknown ids are ignored."""
-        ...
-
-    def stats(self) -> EngineStats:
-        """A snapshot."""
-        ...
+Bind = Callable[[str, int], int]
 
 
-class References(Protocol):
-    """What the front-end needs of `adapters.residency.Residency`."""
+def take_port(bind: Bind, config: ServerConfig, setting: Literal["port", "metrics_port"]) -> int:
+    """The port taken: the configured one, or any free one if that is taken but only a default.
 
-    def acquire(self, digest: str) -> None:
-        """Take a reference and start a load if needed; never blocks."""
-        ...
+    `bind(host, port)` takes a port and returns it, or raises OSError. Raises ConfigError.
+    """
+    host = config.host if setting == "port" else config.metrics_host
+    port: int = getattr(config, setting)
+    try:
+        check_free(host, port)
+        return bind(host, port)
+    except OSError as error:
+        if setting in config.model_fields_set:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror or error}).",
+                item=setting,
+                found=port,
+                hint="Choose another port, or 0 for any free one.",
+            ) from error
+    try:
+        return bind(host, 0)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} ({error}).", item="host") from error
 
-    def release(self, digest: str) -> None:
-        """Give back one reference."""
-        ...
+
+def check_free(host: str, port: int) -> None:
+    """OSError if the port is taken. Why: gRPC says so only in a log of its own."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)

@@ -8,11 +8,11 @@ from polygraft.adapters.limits import AdapterLimits
 from polygraft.protos import generation_pb2 as pb
 from polygraft.protos import generation_pb2_grpc
 from polygraft.server.answer import Answer
+from polygraft.server.engine_port import EnginePort
 from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc import generation_messages as messages
 from polygraft.server.grpc.boundary import Context, current_request_id, deadline_of
 from polygraft.server.outputs import SlowReader
-from polygraft.server.ports import EnginePort
 from polygraft.server.requests import Piece
 
 

@@ -9,7 +9,7 @@ from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.registry import VersionRecord
 from polygraft.protos import generation_pb2 as pb
-from polygraft.server.ports import EnginePort
+from polygraft.server.engine_port import EnginePort
 from polygraft.server.requests import (
     ContinuationScore,
     Ending,

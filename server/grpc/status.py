@@ -1,9 +1,10 @@
 """The one table from domain errors to gRPC statuses, with machine-readable details.
 
 Every refusal carries google.rpc.ErrorInfo: the reason, the domain "polygraft" and, as metadata,
-what the error knows (item, file, found, allowed, request_id and extras). A wrong request field
-adds BadRequest; overload, and only overload, adds RetryInfo and the pushback that gRPC's own retry
-obeys. An error that is not in the table is a bug: INTERNAL, a generic text, the request id.
+what the error knows (its class, item, file, found, allowed, request_id and extras). A wrong field
+of a request adds BadRequest; overload, and only overload, adds RetryInfo and the pushback that
+gRPC's own retry obeys. An error that is not in the table is a bug: INTERNAL, a generic text, the
+request id.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ ERROR_TO_CODE: tuple[tuple[type[PolygraftError], grpc.StatusCode], ...] = (
     (DeadlineExpired, grpc.StatusCode.DEADLINE_EXCEEDED),
     (NonFinite, grpc.StatusCode.INTERNAL),
 )
+
+_TREE = PolygraftError.__module__
 
 # A client takes 8 KiB of metadata. The message travels twice, once of the two as base64.
 _MAX_MESSAGE = 2200
@@ -109,10 +112,15 @@ def _info(
             "found": error.found,
             "allowed": error.allowed,
         }
-        metadata.update(error.metadata)
+        metadata.update(error.metadata, error=_name_in_tree(error))
         metadata.update({key: str(value) for key, value in known.items() if value is not None})
     cut = {key: _cut(value, _MAX_VALUE) for key, value in metadata.items()}
     return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=cut)
+
+
+def _name_in_tree(error: PolygraftError) -> str:
+    """The class that clients know, from which they make the same exception again."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == _TREE)
 
 
 def _retry_seconds(error: Overloaded) -> float:

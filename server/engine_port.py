@@ -1,0 +1,58 @@
+"""What the front-end needs of the engine and of the residency, so that either can be replaced."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from polygraft.adapters.geometry import BaseGeometry
+from polygraft.server.engine.messages import EngineRequest, EngineStats
+
+
+class EnginePort(Protocol):
+    """What the front-end needs of `server.engine.engine.Engine`."""
+
+    @property
+    def geometry(self) -> BaseGeometry:
+        """What adapters are checked against."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end a sequence unless the request ignores them."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Positions of one sequence at most."""
+        ...
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request; on success the engine releases its adapter when the sequence ends."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request in any state; unknown ids are ignored."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        ...
+
+
+class References(Protocol):
+    """What the front-end needs of `adapters.residency.Residency`."""
+
+    def acquire(self, digest: str) -> None:
+        """Take a reference and start a load if needed; never blocks."""
+        ...
+
+    def release(self, digest: str) -> None:
+        """Give back one reference."""
+        ...

@@ -1,0 +1,277 @@
+"""The one place that builds a server from its parts, runs it, drains it and takes it down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from polygraft.adapters.errors import Unavailable
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.manifest import check_base
+from polygraft.adapters.registry import Registry
+from polygraft.adapters.residency import Residency, Tier
+from polygraft.adapters.store import LocalStore
+from polygraft.adapters.uploads import Uploads
+from polygraft.adapters.weights import AdapterWeights, read_adapter
+from polygraft.server.config import ServerConfig
+from polygraft.server.engine.engine import Engine
+from polygraft.server.generation import TextGeneration
+from polygraft.server.grpc.adapters import AdapterServicer
+from polygraft.server.grpc.generation import GenerationServicer
+from polygraft.server.grpc.listener import Listener
+from polygraft.server.metrics import Metrics
+from polygraft.server.outputs import OutputRouter
+from polygraft.server.ports import take_port
+from polygraft.server.validation import RequestLimits, RequestValidator
+
+logger = logging.getLogger(__name__)
+
+EXIT_ENGINE_DIED = 70
+_WATCH_SECONDS = 0.5
+_DRAIN_POLL_SECONDS = 0.02
+_STOP_GRACE_SECONDS = 1.0
+
+
+@dataclass
+class RunningServer:
+    """A server that answers, and what an operator may ask of it."""
+
+    config: ServerConfig
+    port: int
+    metrics_port: int
+    engine: Engine
+    registry: Registry
+    residency: Residency
+    uploads: Uploads
+    generation: TextGeneration
+    listener: Listener
+    router: OutputRouter
+    engine_died: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Refuse new calls and let running ones end, for `drain_timeout` s or until `hurry`."""
+        await self.listener.set_serving(False)
+        await asyncio.sleep(self.config.drain_delay)
+        draining = Unavailable(
+            "the server is shutting down.", reason="DRAINING", hint="Retry on another one."
+        )
+        self.listener.refuse_new(draining)
+        deadline = time.monotonic() + self.config.drain_timeout
+        while self._is_busy() and time.monotonic() < deadline:
+            if hurry is not None and hurry.is_set():
+                break
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        self.router.fail_all(draining)
+
+    def ledger(self) -> dict[str, int]:
+        """Counts that return to their start once every request has ended."""
+        return {
+            **self.engine.ledger(),
+            "live_requests": self.generation.num_live,
+            "adapter_references": self.residency.total_references(),
+            "staging_files": self.uploads.staging_files(),
+        }
+
+    def check_integrity(self) -> None:
+        """AssertionError if the parts disagree with themselves. Call when idle."""
+        self.engine.check_integrity()
+        self.registry.check_integrity()
+        self.residency.check_integrity()
+
+    async def watch(self) -> None:
+        """Keep health true: NOT_SERVING while the engine makes no progress, or has died."""
+        was_healthy = True
+        while not self.engine_died.is_set():
+            await asyncio.sleep(_WATCH_SECONDS)
+            stats = self.engine.stats()
+            age = stats.last_step_age or 0.0
+            is_stuck = stats.running > 0 and age > self.config.stuck_after
+            is_healthy = stats.alive and not is_stuck
+            if is_healthy != was_healthy:
+                logger.error("health: %s", "recovered" if is_healthy else f"no step for {age:g} s")
+                await self.listener.set_serving(is_healthy)
+            was_healthy = is_healthy
+            if not stats.alive:
+                self.router.fail_all(Unavailable("the engine has died."))
+                self.engine_died.set()
+
+    def _is_busy(self) -> bool:
+        return self.generation.num_live > 0 or self.uploads.staging_files() > 0
+
+
+@asynccontextmanager
+async def run_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
+    """A server for as long as the block runs. Drain it in the block, or running calls are cut.
+
+    Raises ConfigError when a port that was asked for is taken, and what `Engine.load` raises.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        listener = _listener(config, metrics)
+        port = take_port(listener.bind, config, "port")
+        metrics_port = take_port(metrics.serve, config, "metrics_port")
+        stack.callback(metrics.close)
+        engine = await asyncio.to_thread(Engine.load, config.model, config.engine)
+        server = _build(config, engine, metrics, listener, (port, metrics_port), stack)
+        await _start(server, metrics, stack)
+        yield server
+
+
+def _listener(config: ServerConfig, metrics: Metrics) -> Listener:
+    most = config.engine.max_running + config.engine.max_queued_requests
+    return Listener(metrics, max_message_bytes=config.max_message_bytes, max_rpcs=4 * most)
+
+
+def _build(
+    config: ServerConfig,
+    engine: Engine,
+    metrics: Metrics,
+    listener: Listener,
+    ports: tuple[int, int],
+    stack: AsyncExitStack,
+) -> RunningServer:
+    limits = _limits(config)
+    registry = Registry(
+        LocalStore(config.store / "store"), in_use=lambda digest: residency.references(digest) > 0
+    )
+    residency = Residency(
+        _reader(registry, engine, limits),
+        engine.bank,
+        host_bytes=config.adapters.host_bytes,
+        workers=config.adapters.load_workers,
+        on_change=lambda digest: engine.wake(),
+        observer=metrics,
+    )
+    stack.callback(residency.close)
+    uploads = Uploads(
+        config.store / "staging", registry, engine.geometry, limits, fits=engine.bank.fits
+    )
+    stack.callback(uploads.close)
+    router = OutputRouter(asyncio.get_running_loop())
+    generation = TextGeneration(
+        engine,
+        registry,
+        residency,
+        router,
+        RequestValidator(RequestLimits(), vocab_size=engine.geometry.vocab_size),
+        metrics,
+        worker=_threads(stack, "encoder", 1),
+        max_preparing=config.engine.max_queued_requests,
+    )
+    return RunningServer(
+        config=config,
+        port=ports[0],
+        metrics_port=ports[1],
+        engine=engine,
+        registry=registry,
+        residency=residency,
+        uploads=uploads,
+        generation=generation,
+        listener=listener,
+        router=router,
+    )
+
+
+async def _start(server: RunningServer, metrics: Metrics, stack: AsyncExitStack) -> None:
+    config = server.config
+    metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
+    server.engine.start(server.residency, server.router.publish)
+    stack.push_async_callback(asyncio.to_thread, server.engine.stop)
+    await server.listener.start(
+        GenerationServicer(
+            server.generation,
+            server.engine,
+            _limits(config),
+            max_message_bytes=config.max_message_bytes,
+            stall_timeout=config.stall_timeout,
+        ),
+        AdapterServicer(
+            server.registry,
+            server.residency,
+            server.uploads,
+            _threads(stack, "adapter-io", 8),
+            _threads(stack, "adapter-wait", 16),
+            stall_timeout=config.stall_timeout,
+        ),
+    )
+    stack.push_async_callback(server.listener.stop, _STOP_GRACE_SECONDS)
+    watching = asyncio.create_task(server.watch())
+    stack.callback(watching.cancel)
+    await server.listener.set_serving(True)
+
+
+async def serve_until_signal(
+    config: ServerConfig, announce: Callable[[RunningServer], None]
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. The exit code."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    async with run_server(config) as server:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+        announce(server)
+        ends = [asyncio.create_task(event.wait()) for event in (stop, server.engine_died)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if server.engine_died.is_set():
+            return EXIT_ENGINE_DIED
+        stop.set()
+        await server.drain(hurry)
+    return 0
+
+
+def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> int:
+    """Run a server in this process; `announce` is called when it answers. The exit code."""
+    if sys.platform == "win32":
+        return asyncio.run(serve_until_signal(config, announce))
+    import uvloop
+
+    return uvloop.run(serve_until_signal(config, announce))
+
+
+def _limits(config: ServerConfig) -> AdapterLimits:
+    adapters = config.adapters
+    return AdapterLimits(
+        max_rank=adapters.max_rank,
+        max_virtual_tokens=adapters.max_virtual_tokens,
+        max_bytes=adapters.max_bytes,
+        max_uploads=adapters.max_uploads,
+    )
+
+
+def _reader(
+    registry: Registry, engine: Engine, limits: AdapterLimits
+) -> Callable[[str], AdapterWeights]:
+    """How the residency reads a version: the store may have been filled for another base."""
+
+    def read(digest: str) -> AdapterWeights:
+        check_base(registry.manifest(digest), engine.geometry)
+        return read_adapter(
+            registry.files(digest),
+            engine.geometry,
+            limits,
+            dtype=engine.base.dtype,
+            allow_no_effect=True,  # whether that is wanted was decided when it was published
+        )
+
+    return read
+
+
+def _count_tiers(residency: Residency) -> dict[Tier, int]:
+    counts = Counter(version.tier for version in residency.snapshot())
+    return {tier: counts[tier] for tier in Tier if tier is not Tier.STORE}
+
+
+def _threads(stack: AsyncExitStack, name: str, count: int) -> Executor:
+    executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+    stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+    return executor

@@ -1,0 +1,283 @@
+"""The synchronous client. One may be used from several threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from polygraft.adapters.errors import PolygraftError
+from polygraft.client import calls
+from polygraft.client.calls import Call
+from polygraft.client.channel import (
+    CHANNEL_OPTIONS,
+    DEFAULT_ADDRESS,
+    STREAM_SECONDS,
+    UNARY_SECONDS,
+    UPLOAD_SECONDS,
+)
+from polygraft.client.failure import error_of
+from polygraft.client.options import GenerateOptions, ScoreItem, TextOptions, write_generate
+from polygraft.client.results import (
+    Adapter,
+    AdapterVersion,
+    Alias,
+    Generation,
+    GenerationBuilder,
+    Model,
+    Piece,
+    Score,
+    Upload,
+)
+from polygraft.client.retry import RetryPolicy
+from polygraft.client.upload import Progress, UploadSource
+from polygraft.protos import adapters_pb2, generation_pb2
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls a server. `timeout` in seconds is for a whole call, `stream_timeout` for a stream.
+
+    Every method raises the errors of `polygraft.adapters.errors`. Close it, or use it in `with`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = UNARY_SECONDS,
+        stream_timeout: float = STREAM_SECONDS,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._stream_timeout = stream_timeout
+        self._retry = retry or RetryPolicy()
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+    def close(self) -> None:
+        """Close the connection; running calls are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Generation:
+        """The whole answer."""
+        return self._run(calls.generate(prompt, options))
+
+    def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Stream:
+        """The answer as it is made: iterate over its pieces."""
+        timeout = options.get("timeout", self._stream_timeout)
+        return Stream(self, write_generate(prompt, options), timeout)
+
+    def score(
+        self, items: Sequence[ScoreItem], *, adapter: str = "", timeout: float | None = None
+    ) -> list[Score]:
+        """Log-likelihoods of continuations, in the order of the items."""
+        return self._run(calls.score(items, adapter, timeout))
+
+    def tokenize(
+        self, prompt: str | None = None, *, adapter: str = "", **options: Unpack[TextOptions]
+    ) -> list[int]:
+        """The token ids that `generate` would feed to the model."""
+        return self._run(calls.tokenize(prompt, adapter, options))
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self._run(calls.detokenize(token_ids, skip_special_tokens))
+
+    def model(self) -> Model:
+        """The base's facts and the server's limits."""
+        return self._run(calls.model())
+
+    def upload_adapter(
+        self,
+        source: str | Path | Mapping[str, Path],
+        name: str,
+        *,
+        alias: str = "",
+        allow_unverified_base: bool = False,
+        allow_no_effect: bool = False,
+        progress: Progress | None = None,
+        timeout: float = UPLOAD_SECONDS,
+    ) -> Upload:
+        """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it."""
+        header = adapters_pb2.UploadHeader(
+            adapter_name=name,
+            alias=alias,
+            allow_unverified_base=allow_unverified_base,
+            allow_no_effect=allow_no_effect,
+        )
+        method = self._channel.stream_unary(
+            calls.path_of("UploadAdapter"),
+            request_serializer=adapters_pb2.UploadAdapterRequest.SerializeToString,
+            response_deserializer=calls.parser_of("UploadAdapter"),
+        )
+        messages = UploadSource.open(source).messages(header, progress)
+        return Upload.read(self._finish(method.future(messages, timeout=timeout)))
+
+    def get_adapter(self, reference: str) -> Adapter:
+        """An adapter with the version that the reference names, manifest included."""
+        return self._run(calls.get_adapter(reference))
+
+    def list_adapters(self) -> list[Adapter]:
+        """All adapters with their live versions, by name."""
+        return self._all_pages(calls.list_adapters)
+
+    def list_versions(self, name: str) -> list[AdapterVersion]:
+        """All versions of an adapter, by number."""
+        return self._all_pages(lambda token: calls.list_versions(name, token))
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove a name with all its versions and aliases."""
+        self._run(calls.delete_adapter(name))
+
+    def delete_version(self, name: str, number: int) -> None:
+        """Remove one version."""
+        self._run(calls.delete_version(name, number))
+
+    def move_alias(
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        expected_generation: int | None = None,
+        reason: str = "",
+    ) -> Alias:
+        """Point an alias at a version; AliasConflict if it is not at `expected_generation`."""
+        return self._run(calls.move_alias(name, alias, number, expected_generation, reason))
+
+    def load_adapter(
+        self, reference: str, *, pin: bool = False, timeout: float | None = None
+    ) -> AdapterVersion:
+        """Bring a version onto the device; with `pin` it stays until it is unloaded."""
+        return self._run(calls.load_adapter(reference, pin, timeout))
+
+    def unload_adapter(self, reference: str, *, timeout: float | None = None) -> AdapterVersion:
+        """Remove a version from device and host when its running requests have ended."""
+        return self._run(calls.unload_adapter(reference, timeout))
+
+    def _run(self, call: Call[T]) -> T:
+        """One unary call, tried again as the policy says, within its timeout."""
+        method: Any = self._channel.unary_unary(
+            calls.path_of(call.method),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=calls.parser_of(call.method),
+        )
+        deadline = time.monotonic() + (self._timeout if call.timeout is None else call.timeout)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                left = deadline - time.monotonic()
+                return call.read(self._finish(method.future(call.request, timeout=left)))
+            except PolygraftError as error:
+                self._wait(attempt, error, deadline)
+
+    def _wait(self, attempt: int, error: PolygraftError, deadline: float) -> None:
+        """Sleep before the next attempt, or raise `error`."""
+        wait = self._retry.wait_after(attempt, error)
+        if wait is None or time.monotonic() + wait >= deadline:
+            raise error
+        time.sleep(wait)
+
+    def _finish(self, call: Any) -> Any:
+        """The response. Whatever happens, the call does not outlive this."""
+        try:
+            return call.result()
+        except grpc.RpcError:
+            raise self._error(call) from None
+        finally:
+            call.cancel()
+
+    def _error(self, call: Any) -> PolygraftError:
+        return error_of(
+            call.code(), call.details() or "", call.trailing_metadata() or (), self.address
+        )
+
+    def _all_pages(self, page: Callable[[str], Call[tuple[list[T], str]]]) -> list[T]:
+        items, token = self._run(page(""))
+        while token:
+            more, token = self._run(page(token))
+            items += more
+        return items
+
+
+class Stream:
+    """An answer while it is made: an iterator over pieces.
+
+    `generation` is the whole answer once the last piece has come. Leaving early (`close`, `with`,
+    or dropping the iterator) ends the generation on the server.
+    """
+
+    def __init__(
+        self, client: Client, request: generation_pb2.GenerateRequest, timeout: float
+    ) -> None:
+        self._builder = GenerationBuilder()
+        self._pieces = self._read(client, request, timeout)
+
+    @property
+    def generation(self) -> Generation | None:
+        """The whole answer; None until it is complete."""
+        return self._builder.generation
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the generation."""
+        self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(
+        self, client: Client, request: generation_pb2.GenerateRequest, timeout: float
+    ) -> Generator[Piece, None, None]:
+        method = client._channel.unary_stream(
+            calls.path_of("StreamGenerate"),
+            request_serializer=generation_pb2.GenerateRequest.SerializeToString,
+            response_deserializer=calls.parser_of("StreamGenerate"),
+        )
+        deadline = time.monotonic() + timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            call = method(request, timeout=deadline - time.monotonic())
+            try:
+                for message in call:
+                    yield self._builder.add(message)
+                return
+            except grpc.RpcError:
+                error = client._error(call)
+                if self._builder.has_begun:
+                    raise error from None  # what was seen cannot be taken back
+            finally:
+                call.cancel()
+            client._wait(attempt, error, deadline)

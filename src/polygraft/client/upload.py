@@ -1,0 +1,91 @@
+"""Finding an adapter's files and cutting them into the messages of an upload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from polygraft.adapters.errors import AdapterInvalid
+from polygraft.adapters.files import MANIFEST_FILE, REQUIRED_FILES, check_complete, hash_file
+from polygraft.protos import adapters_pb2 as pb
+
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with bytes sent and bytes in all, possibly from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSource:
+    """Files to upload, measured and hashed."""
+
+    files: Mapping[str, Path]
+    declarations: tuple[pb.FileDeclaration, ...]
+
+    @classmethod
+    def open(cls, source: str | Path | Mapping[str, Path]) -> UploadSource:
+        """A PEFT directory, a run directory of the trainer, or file names with their paths.
+
+        Reads every file once, for its sha256. Raises AdapterInvalid when one is missing.
+        """
+        files = source if isinstance(source, Mapping) else find_adapter(Path(source))
+        declarations = [
+            pb.FileDeclaration(name=name, size_bytes=path.stat().st_size, sha256=hash_file(path))
+            for name, path in sorted(files.items())
+        ]
+        return cls(files, tuple(declarations))
+
+    def messages(
+        self, header: pb.UploadHeader, progress: Progress | None
+    ) -> Iterator[pb.UploadAdapterRequest]:
+        """The header with this source's files, then their bytes."""
+        header.files.extend(self.declarations)
+        yield pb.UploadAdapterRequest(header=header)
+        total = sum(declaration.size_bytes for declaration in self.declarations)
+        sent = 0
+        for index, declaration in enumerate(self.declarations):
+            for chunk in _chunks(index, self.files[declaration.name]):
+                yield pb.UploadAdapterRequest(chunk=chunk)
+                sent += len(chunk.data)
+                if progress is not None:
+                    progress(sent, total)
+
+
+def find_adapter(directory: Path) -> dict[str, Path]:
+    """The files of an adapter: what its manifest lists, or without one the two that PEFT writes.
+
+    `directory` holds them, or is a run directory with `adapter/` and the manifest in it. Raises
+    AdapterInvalid when one is missing.
+    """
+    folder = directory / "adapter" if (directory / "adapter").is_dir() else directory
+    places = [folder, directory]
+    manifest = next((p / MANIFEST_FILE for p in places if (p / MANIFEST_FILE).is_file()), None)
+    names = list(REQUIRED_FILES)
+    if manifest is not None:
+        names = _listed_in(manifest)
+    found = {name: [p / name for p in places if (p / name).is_file()] for name in names}
+    files = {name: paths[0] for name, paths in found.items() if paths}
+    check_complete(files, folder)
+    if missing := [name for name in names if name not in files]:
+        raise AdapterInvalid(
+            f"the manifest lists {', '.join(missing)}, which {directory} does not have.",
+            file=str(manifest),
+        )
+    return files if manifest is None else {**files, MANIFEST_FILE: manifest}
+
+
+def _listed_in(manifest: Path) -> list[str]:
+    try:
+        return [str(file["name"]) for file in json.loads(manifest.read_bytes())["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterInvalid("is not a manifest of an adapter.", file=str(manifest)) from error
+
+
+def _chunks(index: int, path: Path) -> Iterator[pb.UploadChunk]:
+    offset = 0
+    with path.open("rb") as stream:
+        while data := stream.read(CHUNK_BYTES):
+            yield pb.UploadChunk(file_index=index, offset_bytes=offset, data=data)
+            offset += len(data)
