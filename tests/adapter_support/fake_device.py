@@ -1,0 +1,67 @@
+"""A device tier that counts, complains about misuse, and can be held up or made to fail."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import torch
+
+from polygraft.adapters.pool import RowPool
+from polygraft.adapters.weights import AdapterWeights, LoraModule
+
+
+def weights_of_rank(rank: int) -> AdapterWeights:
+    """A LoRA of this rank; 64 bytes of host memory per rank."""
+    module = LoraModule(torch.zeros(rank, 8), torch.zeros(8, rank), 1.0)
+    return AdapterWeights("lora", {"m": module})
+
+
+class FakeDevice:
+    """Rank rows without tensors. Every misuse of the DeviceTier protocol is an AssertionError."""
+
+    def __init__(self, rows: int = 64) -> None:
+        self.pool = RowPool(rows)
+        self.places: dict[str, int] = {}
+        self.filled: set[str] = set()
+        self.copies: Counter[str] = Counter()
+        self.copy_error: Exception | None = None
+        self.may_copy = threading.Event()
+        self.may_copy.set()
+        self.misuse: list[str] = []
+        self._lock = threading.Lock()
+
+    def fits(self, weights: AdapterWeights) -> str | None:
+        """See DeviceTier."""
+        return None if self.pool.fits(weights.max_rank) else "its rank is too large"
+
+    def reserve(self, digest: str, weights: AdapterWeights) -> bool:
+        """See DeviceTier."""
+        with self._lock:
+            self._expect(digest not in self.places, f"{digest} was reserved twice")
+            row0 = self.pool.allocate(weights.max_rank)
+            if row0 is not None:
+                self.places[digest] = row0
+            return row0 is not None
+
+    def copy(self, digest: str, weights: AdapterWeights) -> None:
+        """See DeviceTier; waits while `may_copy` is cleared."""
+        self._expect(digest in self.places, f"{digest} was copied without a place")
+        assert self.may_copy.wait(10)
+        if self.copy_error is not None:
+            raise self.copy_error
+        with self._lock:
+            self.copies[digest] += 1
+            self.filled.add(digest)
+
+    def free(self, digest: str) -> None:
+        """See DeviceTier."""
+        with self._lock:
+            self._expect(digest in self.places, f"{digest} was freed without a place")
+            self.pool.free(self.places.pop(digest))
+            self.filled.discard(digest)
+
+    def _expect(self, condition: bool, message: str) -> None:
+        if not condition:
+            self.misuse.append(message)
+            raise AssertionError(message)
