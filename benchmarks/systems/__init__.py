@@ -11,6 +11,7 @@ from benchmarks.workload import RequestTrace, Workload
 
 SYSTEMS = {
     "polygraft": "benchmarks.systems.polygraft_engine",
+    "polygraft-grpc": "benchmarks.systems.polygraft_grpc",
     "peft": "benchmarks.systems.peft_generate",
 }
 """Name to module; the module has `load(job: Job) -> System`."""

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 
-from benchmarks.models import RANKS
 from benchmarks.systems import Job
+from benchmarks.systems.polygraft_settings import engine_settings
 from benchmarks.workload import RequestTrace, Workload, WorkloadRequest
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
@@ -88,7 +88,7 @@ class PolygraftEngine:
 def load(job: Job) -> PolygraftEngine:
     """Load the base, publish every adapter into a store of its own, and make all resident."""
     limits = AdapterLimits()
-    engine = Engine.load(job.base, engine_config(job))
+    engine = Engine.load(job.base, EngineConfig.model_validate(engine_settings(job)))
     store_folder = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-")
     registry = Registry(LocalStore(Path(store_folder.name)))
     dtype = engine.base.dtype
@@ -111,13 +111,3 @@ def load(job: Job) -> PolygraftEngine:
     for digest in digests.values():
         residency.load(digest, timeout=LOAD_TIMEOUT)
     return system
-
-
-def engine_config(job: Job) -> EngineConfig:
-    """Room for the workload and no more: all adapters resident, all requests running at once."""
-    return EngineConfig(
-        dtype=job.dtype,
-        threads=job.threads,
-        max_running=job.max_concurrency,
-        pool_rows=max(RANKS) * len(job.adapters),
-    )
