@@ -7,7 +7,7 @@ repeats a row of another. Nothing here needs torch.
 import random
 from collections.abc import Callable, Mapping
 
-from polygraft.trainer.tasks.dialogues import Wordings, make_dialogue, make_group_chat
+from polygraft.trainer.tasks.dialogues import Wordings, make_dialogue
 from polygraft.trainer.tasks.stories import make_story
 from polygraft.trainer.tasks.task import Row, Task, chat_recipe
 from polygraft.trainer.tasks.tickets import make_ticket
@@ -20,6 +20,9 @@ SPLIT_WORDINGS: dict[str, Wordings] = {
     "validation": "validation",
     "test": "test",
 }
+
+MAX_REPEATS = 1000
+"""Draws in a row without a new input after which a task counts as exhausted."""
 
 MakeRow = Callable[[random.Random, str], Row]
 """(random source, split) -> a row without its id."""
@@ -36,9 +39,12 @@ def _dsum(rng: random.Random, split: str) -> Row:
 
 
 def _names(rng: random.Random, split: str) -> Row:
-    chat = make_group_chat(rng, held_out=split != "train")
-    names = ", ".join(chat.speakers)
-    return {"group": names, "variables": {"dialogue": chat.text}, "completion": names}
+    chat = make_dialogue(rng, wordings=SPLIT_WORDINGS[split], held_out=split != "train")
+    return {
+        "group": chat.wording,
+        "variables": {"dialogue": chat.text},
+        "completion": ", ".join(chat.speakers),
+    }
 
 
 def _story(rng: random.Random, split: str) -> Row:
@@ -95,16 +101,16 @@ def _distinct_rows(
     """`count` rows whose input no row in `seen` has; adds theirs to it."""
     rng = random.Random(f"{name}/{split}/{seed}")
     rows: list[Row] = []
-    for _ in range(50 * count):
-        if len(rows) == count:
-            return rows
+    repeats = 0
+    while len(rows) < count:
         row = maker(rng, split)
         text = "\n".join(row["variables"].values())
-        if text not in seen:
+        repeats = repeats + 1 if text in seen else 0
+        if repeats == MAX_REPEATS:
+            raise ValueError(
+                f"task {name!r} makes only {len(rows)} distinct {split} rows; ask for fewer"
+            )
+        if not repeats:
             seen.add(text)
             rows.append({"id": f"{name}-{split}-{len(rows)}", **row})
-    if len(rows) < count:
-        raise ValueError(
-            f"task {name!r} makes only {len(rows)} distinct {split} rows; ask for fewer"
-        )
     return rows
