@@ -1,0 +1,255 @@
+"""`polygraft adapters`: the adapters of a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
+from polygraft.commands.failure import CommandFailed, ExitCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from polygraft.client import Adapter, AdapterVersion, Upload
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+LIVE = "live"
+
+
+@app.callback()
+def adapters() -> None:
+    """List, show, push, promote and delete the adapters of a server."""
+
+
+@app.command("list")
+def list_adapters(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+    """Show every adapter with its live version."""
+    from polygraft.client import Client
+
+    with Client(server) as client:
+        found = client.list_adapters()
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        typer.echo("no adapters yet; `polygraft adapters push DIR NAME` publishes one", err=True)
+        return
+    table = _table("name", "live", "kind", "base", "versions", "aliases", "where", "size")
+    for adapter in found:
+        version = adapter.version
+        aliases = ", ".join(f"{a.alias}={a.number}" for a in adapter.aliases)
+        facts = _facts(version) if version else ("-", "-", "-", "-", "-")
+        number, kind, base, where, size = facts
+        table.add_row(
+            adapter.name, number, kind, base, str(adapter.num_versions), aliases, where, size
+        )
+    _print(table)
+
+
+@app.command()
+def show(
+    reference: Annotated[str, typer.Argument(help="name, name@alias, name@7 or sha256:...")],
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one adapter: aliases, versions, prompt variables, scores."""
+    from polygraft.client import Client
+
+    with Client(server) as client:
+        adapter = client.get_adapter(reference)
+        versions = client.list_versions(adapter.name)
+    if as_json:
+        manifest = json.loads(adapter.version.manifest_json) if adapter.version else None
+        print_json([adapter, *versions, manifest])
+        return
+    _print_adapter(adapter)
+    table = _table("version", "kind", "base", "where", "size", "published", "digest")
+    for version in versions:
+        number, kind, base, where, size = _facts(version)
+        when = version.created_at.strftime("%Y-%m-%d %H:%M")
+        table.add_row(number, kind, base, where, size, when, version.digest[:19])
+    _print(table)
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(help="A PEFT directory or a run of the trainer.")],
+    name: Annotated[
+        str | None, typer.Argument(help="Name to publish under [the directory's name].")
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the live version.")] = False,
+    alias: Annotated[str, typer.Option(help="Move this alias to the new version.")] = "",
+    require_verified: Annotated[
+        bool, typer.Option(help="Refuse files that do not say which base they were made for.")
+    ] = False,
+    allow_no_effect: Annotated[
+        bool, typer.Option(help="Accept a LoRA that changes nothing.")
+    ] = False,
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload an adapter as a new version.
+
+    A plain PEFT directory does not name its base: it is checked by shapes and values and shown as
+    UNVERIFIED.
+    """
+    if not source.is_dir():
+        raise CommandFailed(f"{source} is not a directory.", ExitCode.USAGE)
+    target = LIVE if promote else alias
+    published = _upload(
+        source,
+        name or source.resolve().name,
+        target,
+        server,
+        allow_unverified_base=not require_verified,
+        allow_no_effect=allow_no_effect,
+    )
+    if as_json:
+        print_json(published)
+        return
+    version = published.version
+    mark = "" if version.verified else "  UNVERIFIED"
+    typer.echo(f"{version.adapter_name}@{version.number}  {version.digest}{mark}")
+    if published.alias:
+        typer.echo(f"{published.alias.alias} -> {published.alias.number}")
+    for warning in published.warnings:
+        typer.secho(f"note: {warning}", fg="yellow", err=True)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="The version to point to: name@7, name@canary.")],
+    alias: Annotated[str, typer.Option(help="The alias to move.")] = LIVE,
+    expected_generation: Annotated[
+        int | None, typer.Option(help="Only if the alias is at this generation.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Kept with the move.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias at a version; running requests end on the version they began with."""
+    from polygraft.client import Client
+
+    with Client(server) as client:
+        adapter = client.get_adapter(version)
+        assert adapter.version is not None  # a reference names one
+        moved = client.move_alias(
+            adapter.name,
+            alias,
+            adapter.version.number,
+            expected_generation=expected_generation,
+            reason=reason,
+        )
+    if as_json:
+        print_json(moved)
+        return
+    typer.echo(f"{adapter.name}@{alias} -> {moved.number}  (generation {moved.generation})")
+
+
+@app.command()
+def delete(
+    reference: Annotated[str, typer.Argument(help="name: all of it; name@7: one version.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Delete an adapter with all versions and aliases, or one version."""
+    from polygraft.client import Client
+
+    name, at, number = reference.partition("@")
+    if at and not number.isdecimal():
+        raise CommandFailed(
+            f"{reference} is neither a name nor a version; write name or name@7.", ExitCode.USAGE
+        )
+    if not yes:
+        typer.confirm(f"delete {reference}" + ("" if at else " with all its versions"), abort=True)
+    with Client(server) as client:
+        if at:
+            client.delete_version(name, int(number))
+        else:
+            client.delete_adapter(name)
+    typer.echo(f"deleted {reference}")
+
+
+def _upload(
+    source: Path,
+    name: str,
+    alias: str,
+    server: str,
+    *,
+    allow_unverified_base: bool,
+    allow_no_effect: bool,
+) -> Upload:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from polygraft.client import Client
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    console = Console(stderr=True)
+    with (
+        Progress(*columns, TransferSpeedColumn(), console=console, transient=True) as bar,
+        Client(server) as client,
+    ):
+        task = bar.add_task(f"uploading {name}", total=None)
+        return client.upload_adapter(
+            source,
+            name,
+            alias=alias,
+            allow_unverified_base=allow_unverified_base,
+            allow_no_effect=allow_no_effect,
+            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+        )
+
+
+def _print_adapter(adapter: Adapter) -> None:
+    typer.secho(adapter.name, bold=True)
+    for alias in adapter.aliases:
+        typer.echo(f"  {alias.alias} -> {alias.number}  (generation {alias.generation})")
+    version = adapter.version
+    if version is None:
+        return
+    typer.echo(f"version {version.number}: {version.digest}")
+    if version.variables:
+        typer.echo(f"  prompt variables: {', '.join(version.variables)}")
+    for score in json.loads(version.manifest_json).get("scores", ()):
+        typer.echo(f"  {score['subject']} {score['metric']} {score['value']} on {score['split']}")
+
+
+def _facts(version: AdapterVersion) -> tuple[str, str, str, str, str]:
+    """Number, kind with its size, whether the base is verified, where it is, bytes."""
+    if version.kind == "lora":
+        kind = f"LoRA r={version.max_rank}"
+    else:
+        kind = f"soft prompt x{version.virtual_tokens}"
+    base = "verified" if version.verified else "[yellow]UNVERIFIED[/yellow]"
+    where = version.tier + (f" ({version.references} running)" if version.references else "")
+    return str(version.number), kind, base, where, _size(version.size_bytes)
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
