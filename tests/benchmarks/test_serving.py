@@ -14,7 +14,7 @@ SERVING = ROOT / "benchmarks" / "serving.py"
 
 def run_serving(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SERVING), "--threads", "1", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow

@@ -24,9 +24,11 @@ def test_the_final_stage_runs_as_an_ordinary_user_and_starts_the_program() -> No
 
 
 def test_the_image_listens_beyond_the_container_by_an_explicit_flag_only() -> None:
-    (command,) = re.findall(r"^CMD (.*)$", FINAL_STAGE, re.MULTILINE)
+    (command,) = re.findall(r"^CMD (\[.*?\])$", FINAL_STAGE, re.MULTILINE | re.DOTALL)
     assert '"--host", "0.0.0.0"' in command
-    assert DOCKERFILE.count('"0.0.0.0"') == 1
+    assert '"--set", "metrics_host=0.0.0.0"' in command
+    uncommented = re.sub(r"^#.*$", "", DOCKERFILE, flags=re.MULTILINE)
+    assert uncommented.count("0.0.0.0") == command.count("0.0.0.0")
 
 
 @pytest.mark.parametrize(
