@@ -27,7 +27,7 @@ RUN /usr/local/libexec/polygraft-smoke /opt/polygraft
 VOLUME /var/lib/polygraft
 EXPOSE 50051 9090
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["polygraft", "health", "--address", "127.0.0.1:50051"]
+    CMD ["polygraft", "health", "--server", "127.0.0.1:50051"]
 ENTRYPOINT ["polygraft"]
 # 0.0.0.0 is what makes a published port reach the server; outside a container the default is 127.0.0.1.
 CMD ["serve", "--host", "0.0.0.0", "--port", "50051", \

@@ -35,10 +35,13 @@ address=127.0.0.1:$port
 server=$!
 for _ in $(seq 120); do
     kill -0 "$server" 2>/dev/null || die "the server ended while starting"
-    ! "$bin/polygraft" health --address "$address" --timeout 1 2>/dev/null || break
+    ! "$bin/polygraft" health --server "$address" --timeout 1 2>/dev/null || break
     sleep 0.5
 done
-"$bin/polygraft" health --address "$address" || die "the server did not get ready"
+"$bin/polygraft" health --server "$address" || die "the server did not get ready"
+
+"$bin/polygraft" generate --server "$address" --raw --max-output-tokens 8 "Anna:" >answer.txt || die "no answer"
+[ -s answer.txt ] || die "the answer is empty"
 
 kill -TERM "$server"
 wait "$server" || die "the server ended with exit code $?"

@@ -33,7 +33,7 @@ def test_health_succeeds_when_the_server_is_serving(
     servicer: health.HealthServicer, address: str
 ) -> None:
     servicer.set("", SERVING)
-    result = CliRunner().invoke(app, ["health", "--address", address])
+    result = CliRunner().invoke(app, ["health", "--server", address])
     assert (result.exit_code, result.stdout) == (0, "SERVING\n")
 
 
@@ -41,18 +41,18 @@ def test_health_fails_while_the_server_is_draining(
     servicer: health.HealthServicer, address: str
 ) -> None:
     servicer.set("", NOT_SERVING)
-    result = CliRunner().invoke(app, ["health", "--address", address])
+    result = CliRunner().invoke(app, ["health", "--server", address])
     assert result.exit_code == 6
     assert "NOT_SERVING" in result.stderr
 
 
 def test_health_fails_for_a_service_that_the_server_does_not_have(address: str) -> None:
-    result = CliRunner().invoke(app, ["health", "--address", address, "--service", "no.such"])
+    result = CliRunner().invoke(app, ["health", "--server", address, "--service", "no.such"])
     assert result.exit_code == 6
     assert "NOT_FOUND" in result.stderr
 
 
 def test_health_names_the_address_where_nobody_listens() -> None:
-    result = CliRunner().invoke(app, ["health", "--address", "127.0.0.1:1", "--timeout", "0.5"])
+    result = CliRunner().invoke(app, ["health", "--server", "127.0.0.1:1", "--timeout", "0.5"])
     assert result.exit_code == 6
     assert "127.0.0.1:1" in result.stderr

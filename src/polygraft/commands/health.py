@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from polygraft.commands.connection import DEFAULT_SERVER, ServerOption
 from polygraft.commands.failure import CommandFailed, ExitCode
 
 app = typer.Typer(add_completion=False)
@@ -13,7 +14,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def health(
-    address: Annotated[str, typer.Option(help="Where the server listens.")] = "127.0.0.1:50051",
+    server: ServerOption = DEFAULT_SERVER,
     service: Annotated[str, typer.Option(help="Service to ask for; empty: the server.")] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 3.0,
 ) -> None:
@@ -21,19 +22,19 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(server) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
         except grpc.RpcError as error:
             raise CommandFailed(
-                f"{address} did not answer the health check: {error.code().name}: "
+                f"{server} did not answer the health check: {error.code().name}: "
                 f"{error.details()}. Is `polygraft serve` running there?",
                 ExitCode.UNREACHABLE,
             ) from error
     state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise CommandFailed(
-            f"{address} is {state}: starting, draining or failed", ExitCode.UNREACHABLE
+            f"{server} is {state}: starting, draining or failed", ExitCode.UNREACHABLE
         )
     typer.echo(state)
