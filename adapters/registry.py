@@ -7,6 +7,7 @@ a crash between any two leaves nothing half visible and a repeat completes it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from typing import Any
 
 from polygraft.adapters.aliases import AliasBook, AliasRecord
 from polygraft.adapters.blobs import Blobs
-from polygraft.adapters.errors import AdapterCorrupt, AdapterInUse, AdapterNotFound, PolygraftError
+from polygraft.adapters.errors import (
+    AdapterCorrupt,
+    AdapterInUse,
+    AdapterNotFound,
+    AliasConflict,
+    PolygraftError,
+)
 from polygraft.adapters.log import Log
 from polygraft.adapters.manifest import Manifest
 from polygraft.adapters.names import (
@@ -55,9 +62,10 @@ class Registry:
         self._in_use = in_use
         self._blobs = Blobs(store)
         self._aliases = AliasBook(store)
-        self._lock = threading.Lock()  # guards the two maps; never held during I/O
+        self._lock = threading.Lock()  # guards the maps; never held during I/O
         self._writing = threading.Lock()  # one writer of this process at a time
         self._versions: dict[str, dict[int, VersionRecord]] = {}
+        self._last: dict[str, int] = {}  # the highest number seen of each name
         # Versions that are published but cannot be served, by (name, number) and by digest.
         self._damaged: dict[tuple[str, int], AdapterCorrupt] = {}
         self._corrupt: dict[str, AdapterCorrupt] = {}
@@ -144,8 +152,9 @@ class Registry:
             if repaired:
                 self._reload(name)
             record = self.find(name, digest) or self._append(name, manifest, digest)
-            if self.live(name) is None:
-                self._move(record, LIVE, None, "first version")
+            with contextlib.suppress(AliasConflict):  # another process was first
+                if self.live(name) is None:
+                    self._move(record, LIVE, 0, "first version")
         return record
 
     def move_alias(
@@ -240,15 +249,17 @@ class Registry:
         log = self._log(name)
         while True:
             number = log.last_number() + 1
+            if number > self._last.get(name, 0) + 1:
+                self._reload(name)  # another process has published, perhaps this very content
+                if existing := self.find(name, digest):
+                    return existing
             entry = log.append(number, {"version": digest, "verified": manifest.base.declared})
             if entry is not None:
                 record = _record(name, number, entry, manifest)
                 with self._lock:
                     self._versions.setdefault(name, {})[number] = record
+                    self._last[name] = number
                 return record
-            self._reload(name)  # another process took the number, perhaps for this content
-            if existing := self.find(name, digest):
-                return existing
 
     def _move(
         self, record: VersionRecord, alias: str, expected: int | None, reason: str
@@ -279,6 +290,7 @@ class Registry:
     def _reload(self, name: str) -> None:
         records: dict[int, VersionRecord] = {}
         damaged: dict[int, AdapterCorrupt] = {}
+        last = self._log(name).last_number()
         for number, entry in self._log(name).entries():
             try:
                 manifest = self._blobs.manifest(entry["version"])
@@ -288,6 +300,7 @@ class Registry:
                 damaged[number] = AdapterCorrupt(str(error), found=entry["version"])
         with self._lock:
             self._versions[name] = records
+            self._last[name] = last
             for known in [key for key in self._damaged if key[0] == name]:
                 del self._damaged[known]
             for number, damage in damaged.items():

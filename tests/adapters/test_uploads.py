@@ -1,0 +1,459 @@
+"""Uploads: what is published, what is refused, and that nothing of a refused one remains."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_support.directories import (
+    FINGERPRINT,
+    header_of,
+    lora_config,
+    lora_tensors,
+    push,
+    small_geometry,
+    write_adapter,
+)
+
+from polygraft.adapters.errors import (
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterNotFound,
+    AdapterUnsupported,
+    InvalidRequest,
+    Overloaded,
+    PolygraftError,
+    UploadCorrupt,
+)
+from polygraft.adapters.files import find_files
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.manifest import (
+    BaseRecord,
+    Manifest,
+    TokenizerRecord,
+    canonical_json,
+    minimal_manifest,
+    record_files,
+)
+from polygraft.adapters.registry import Registry
+from polygraft.adapters.store import LocalStore
+from polygraft.adapters.uploads import FileDeclaration, UploadHeader, Uploads
+from polygraft.adapters.weights import read_adapter
+
+LIMITS = AdapterLimits(max_bytes=1 << 20, max_uploads=3, max_files=4)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def uploads(tmp_path: Path, registry: Registry) -> Iterator[Uploads]:
+    made = Uploads(tmp_path / "staging", registry, small_geometry(), LIMITS)
+    yield made
+    assert made.staging_files() == 0  # however the test ended
+    made.close()
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def trained(directory: Path, content: int = 4, **base: Any) -> Path:
+    """A directory as our trainer leaves it: with a manifest that declares the base."""
+    files = find_files(write_adapter(directory, lora_config(lora_alpha=content)))
+    weights = read_adapter(files, small_geometry(), LIMITS, dtype=torch.float32)
+    bare = minimal_manifest(files, weights, record_files(files))
+    record = {
+        "name": "paper",
+        "weights_sha256": FINGERPRINT.weights_sha256,
+        "config_sha256": FINGERPRINT.config_sha256,
+        "declared": True,
+        **base,
+    }
+    manifest = bare.model_copy(
+        update={
+            "base": BaseRecord(**record),
+            "tokenizer": TokenizerRecord(behaviour_sha256=FINGERPRINT.tokenizer_sha256),
+        }
+    )
+    (directory / "manifest.json").write_bytes(canonical_json(manifest))
+    return directory
+
+
+def edit_manifest(directory: Path, **changes: Any) -> Path:
+    path = directory / "manifest.json"
+    value = {**json.loads(path.read_bytes()), **changes}
+    path.write_bytes(canonical_json(Manifest.model_validate_json(json.dumps(value))))
+    return directory
+
+
+def test_a_bare_peft_directory_is_published_as_unverified(
+    uploads: Uploads, registry: Registry, tmp_path: Path
+) -> None:
+    published = push(uploads, write_adapter(tmp_path / "a"), "sum")
+    assert published.record == registry.resolve("sum")
+    assert not published.record.verified
+    assert any("UNVERIFIED" in warning for warning in published.warnings)
+    assert published.alias is not None
+    assert (published.alias.alias, published.alias.number) == ("live", 1)
+    stored = registry.files(published.record.digest)
+    for name, path in find_files(tmp_path / "a").items():
+        assert stored[name].read_bytes() == path.read_bytes()
+
+
+def test_a_trained_directory_is_published_as_verified(
+    uploads: Uploads, registry: Registry, tmp_path: Path
+) -> None:
+    directory = trained(tmp_path / "a")
+    published = push(uploads, directory, "sum", allow_unverified_base=False)
+    assert published.record.verified
+    assert published.warnings == []
+    manifest = (directory / "manifest.json").read_bytes()
+    assert canonical_json(registry.manifest(published.record.digest)) == manifest
+
+
+def test_only_the_first_upload_of_a_name_moves_live_by_itself(
+    uploads: Uploads, registry: Registry, tmp_path: Path
+) -> None:
+    made = [write_adapter(tmp_path / str(n), lora_config(lora_alpha=n)) for n in (1, 2, 3)]
+    assert push(uploads, made[0], "sum").alias == registry.live("sum")
+    second = push(uploads, made[1], "sum")
+    assert (second.record.number, second.alias) == (2, None)
+    assert registry.resolve("sum").number == 1
+    third = push(uploads, made[2], "sum", alias="live")
+    assert third.alias is not None
+    assert (third.alias.number, third.alias.generation) == (3, 2)
+    canary = push(uploads, made[1], "sum", alias="canary")
+    assert canary.record.number == 2
+    assert any("already published as number 2" in warning for warning in canary.warnings)
+    assert registry.resolve("sum@canary").number == 2
+    assert registry.resolve("sum").number == 3
+
+
+def test_another_base_is_refused_with_both_fingerprints(uploads: Uploads, tmp_path: Path) -> None:
+    directory = trained(tmp_path / "a", weights_sha256="d" * 64)
+    with pytest.raises(AdapterIncompatible) as caught:
+        push(uploads, directory, "sum")  # allow_unverified_base does not excuse it
+    assert "d" * 64 in str(caught.value)
+    assert FINGERPRINT.weights_sha256 in str(caught.value)
+
+
+def test_a_directory_without_a_base_is_refused_unless_allowed(
+    uploads: Uploads, tmp_path: Path
+) -> None:
+    bare = write_adapter(tmp_path / "a")
+    undeclared = edit_manifest(trained(tmp_path / "b"), base={"declared": False})
+    for directory in (bare, undeclared):
+        with pytest.raises(AdapterIncompatible, match="Set allow_unverified_base"):
+            push(uploads, directory, "sum", allow_unverified_base=False)
+    assert not push(uploads, undeclared, "sum").record.verified
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kind": "prefix"}, AdapterUnsupported, "kind prefix"),
+        ({"servable": False}, AdapterUnsupported, "servable False"),
+        ({"kind": "soft_prompt"}, AdapterInvalid, "kind: the manifest says soft_prompt"),
+        (
+            {"files": [{"name": "adapter_config.json", "size": 1, "sha256": "0" * 64}]},
+            AdapterInvalid,
+            "differ from the files sent",
+        ),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_files_is_refused(
+    changes: dict[str, Any], error: type[Exception], message: str, uploads: Uploads, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        push(uploads, edit_manifest(trained(tmp_path / "a"), **changes), "sum")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda d: write_adapter(d, lora_config(use_dora=True)), AdapterUnsupported, None),
+        (
+            lambda d: write_adapter(d, tensors={k: v * 0 for k, v in lora_tensors().items()}),
+            AdapterInvalid,
+            "NO_EFFECT",
+        ),
+        (
+            lambda d: write_adapter(
+                d, tensors={k: v * float("nan") for k, v in lora_tensors().items()}
+            ),
+            AdapterInvalid,
+            "ADAPTER_INVALID",
+        ),
+        (
+            lambda d: write_adapter(d, lora_config(r=300), lora_tensors(rank=300)),
+            AdapterIncompatible,
+            None,
+        ),
+    ],
+)
+def test_what_the_reader_refuses_is_not_published(
+    make: Any, error: type[PolygraftError], reason: str | None, uploads: Uploads,
+    registry: Registry, tmp_path: Path,
+) -> None:  # fmt: skip
+    with pytest.raises(error) as caught:
+        push(uploads, make(tmp_path / "a"), "sum")
+    assert reason in (None, caught.value.code)
+    with pytest.raises(AdapterNotFound):
+        registry.resolve("sum")
+    assert uploads.staging_files() == 0
+    push(uploads, write_adapter(tmp_path / "good"), "sum")  # the server goes on
+
+
+def test_an_identity_adapter_is_published_when_allowed(uploads: Uploads, tmp_path: Path) -> None:
+    zeros = {name: tensor * 0 for name, tensor in lora_tensors().items()}
+    published = push(
+        uploads, write_adapter(tmp_path / "a", tensors=zeros), "sum", allow_no_effect=True
+    )
+    assert any("NO_EFFECT" in warning for warning in published.warnings)
+
+
+def test_what_the_device_can_never_hold_is_refused(registry: Registry, tmp_path: Path) -> None:
+    made = Uploads(
+        tmp_path / "staging", registry, small_geometry(), LIMITS, fits=lambda w: "too wide"
+    )
+    with pytest.raises(AdapterIncompatible, match="can never load it: too wide"):
+        push(made, write_adapter(tmp_path / "a"), "sum")
+    made.close()
+
+
+def declared(name: str = "adapter_config.json", size: int = 9, sha256: str = "0" * 64) -> Any:
+    return FileDeclaration(name, size, sha256)
+
+
+GOOD = (declared(), declared("adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (UploadHeader("../evil", GOOD), "not a valid name"),
+        (UploadHeader("a/../b", GOOD), "not a valid name"),
+        (UploadHeader("", GOOD), "not a valid name"),
+        (UploadHeader("sum", GOOD, alias="../x"), "not a valid alias"),
+        (UploadHeader("sum", GOOD, alias="7"), "not a valid alias"),
+        (UploadHeader("sum", ()), r"files: 0 is not valid"),
+        (UploadHeader("sum", GOOD * 3), r"allowed: 1\.\.4 files"),
+        (UploadHeader("sum", (GOOD[0], *GOOD)), "every name once"),
+        (UploadHeader("sum", GOOD[:1]), r"adapter_model\.safetensors: the file is missing"),
+        (UploadHeader("sum", GOOD[1:]), r"adapter_config\.json: the file is missing"),
+        (UploadHeader("sum", (*GOOD, declared("report.json", 0))), r"files\[2\].size: 0"),
+        (UploadHeader("sum", (*GOOD, declared("README.md", -1))), "size: -1"),
+        (UploadHeader("sum", (declared(size=300_000), GOOD[1])), r"1\.\.262144 bytes"),
+        (UploadHeader("sum", (GOOD[0], declared("adapter_model.safetensors", 1 << 21))), "size"),
+        (UploadHeader("sum", (declared(sha256="0" * 63), GOOD[1])), "64 lower-case hex"),
+        (UploadHeader("sum", (declared(sha256="A" * 64), GOOD[1])), "64 lower-case hex"),
+        (UploadHeader("sum", GOOD), "Set allow_unverified_base"),
+    ],
+)
+def test_headers_are_checked_before_a_byte_is_written(
+    header: UploadHeader, message: str, uploads: Uploads
+) -> None:
+    with pytest.raises(PolygraftError, match=message):
+        uploads.begin(header)
+    assert uploads.staging_files() == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "..", "lora/adapter_config.json", "adapter_model.bin",
+     "weights.pt", "x\0y", "adapter_config.json\n", "ADAPTER_CONFIG.JSON", "setup.py", ""],
+)  # fmt: skip
+def test_file_names_other_than_an_adapters_are_refused(name: str, uploads: Uploads) -> None:
+    header = UploadHeader("sum", (*GOOD, declared(name)), allow_unverified_base=True)
+    with pytest.raises(AdapterUnsupported, match="is not a file of an adapter"):
+        uploads.begin(header)
+
+
+def begin(uploads: Uploads, directory: Path, **changes: Any) -> tuple[Any, list[bytes]]:
+    files = find_files(directory)
+    header = dataclasses.replace(header_of(files, "sum", allow_unverified_base=True), **changes)
+    return uploads.begin(header), [path.read_bytes() for path in files.values()]
+
+
+def test_truncated_long_and_wrong_bytes_are_never_published(
+    uploads: Uploads, registry: Registry, tmp_path: Path
+) -> None:
+    directory = write_adapter(tmp_path / "a")
+    upload, (config, weights) = begin(uploads, directory)
+    upload.write(0, 0, config)
+    upload.write(1, 0, weights[:-1])
+    with pytest.raises(UploadCorrupt, match=r"adapter_model\.safetensors: \d+ of the declared"):
+        upload.finish()
+
+    upload, _ = begin(uploads, directory)
+    upload.write(0, 0, config)
+    with pytest.raises(UploadCorrupt, match="more bytes than the declared"):
+        upload.write(0, len(config), b"x")
+
+    upload, _ = begin(uploads, directory)
+    upload.write(0, 0, config)
+    upload.write(1, 0, weights[:-1] + b"\xff")
+    with pytest.raises(UploadCorrupt, match="the bytes have sha256"):
+        upload.finish()
+    assert uploads.staging_files() == 0
+    assert registry.names() == []
+
+
+def test_bytes_must_come_in_order(uploads: Uploads, tmp_path: Path) -> None:
+    upload, (config, _) = begin(uploads, write_adapter(tmp_path / "a"))
+    upload.write(0, 0, config[:5])
+    with pytest.raises(InvalidRequest, match=r"offset 3 is not where the file stands \(5\)") as e:
+        upload.write(0, 3, config[3:])
+    assert (e.value.code, e.value.metadata) == ("OUT_OF_RANGE", {"offset": "5"})
+    with pytest.raises(InvalidRequest, match="has ended"):
+        upload.write(0, 5, config[5:])
+    upload, _ = begin(uploads, tmp_path / "a")
+    with pytest.raises(InvalidRequest, match="no file 2"):
+        upload.write(2, 0, b"x")
+
+
+def test_files_may_be_interleaved(uploads: Uploads, tmp_path: Path) -> None:
+    upload, parts = begin(uploads, write_adapter(tmp_path / "a"))
+    for offset in range(0, max(map(len, parts)), 100):
+        for index, data in enumerate(parts):
+            if offset < len(data):
+                upload.write(index, offset, data[offset : offset + 100])
+    assert upload.finish().record.number == 1
+
+
+def test_abort_removes_what_was_staged_at_any_time(uploads: Uploads, tmp_path: Path) -> None:
+    upload, (config, _) = begin(uploads, write_adapter(tmp_path / "a"))
+    upload.write(0, 0, config)
+    assert uploads.staging_files() == 2
+    upload.abort()
+    upload.abort()
+    assert uploads.staging_files() == 0
+    with pytest.raises(InvalidRequest, match="has ended"):
+        upload.write(0, len(config), b"")
+    with pytest.raises(InvalidRequest, match="has ended"):
+        upload.finish()
+
+
+def test_an_abort_during_validation_keeps_it_from_being_published(
+    uploads: Uploads, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, parts = begin(uploads, write_adapter(tmp_path / "a"))
+    for index, data in enumerate(parts):
+        upload.write(index, 0, data)
+    validating, may_go_on = threading.Event(), threading.Event()
+    real = uploads._validate
+
+    def slowly(*arguments: Any) -> Any:
+        validating.set()
+        assert may_go_on.wait(5)
+        return real(*arguments)
+
+    monkeypatch.setattr(uploads, "_validate", slowly)
+    errors: list[Exception] = []
+
+    def finish() -> None:
+        try:
+            upload.finish()
+        except PolygraftError as error:
+            errors.append(error)
+
+    finisher = threading.Thread(target=finish)
+    finisher.start()
+    assert validating.wait(5)
+    aborter = threading.Thread(target=upload.abort)
+    aborter.start()
+    while not upload._aborted:
+        pass
+    may_go_on.set()
+    finisher.join()
+    aborter.join()
+    assert "was aborted" in str(errors[0])
+    assert registry.names() == []
+
+
+def test_uploads_at_once_are_limited(uploads: Uploads, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "a")
+    running = [begin(uploads, directory)[0] for _ in range(3)]
+    with pytest.raises(Overloaded, match="3 uploads are running") as caught:
+        begin(uploads, directory)
+    assert caught.value.code == "TOO_MANY_UPLOADS"
+    for upload in running:
+        upload.abort()
+    push(uploads, directory, "sum")
+    for _ in range(5):  # a failed begin gives its place back
+        with pytest.raises(PolygraftError):
+            uploads.begin(UploadHeader("..", GOOD))
+    push(uploads, directory, "sum")
+
+
+def test_a_full_disk_is_met_at_the_header(
+    uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = write_adapter(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(Overloaded) as caught:
+            begin(uploads, directory)
+    assert caught.value.code == "STORAGE_FULL"
+    assert uploads.staging_files() == 0
+    push(uploads, directory, "sum")
+
+
+def test_side_files_must_be_what_their_names_say(uploads: Uploads, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "a")
+    for name, data in (("report.json", b'{"a": NaN}'), ("probes.safetensors", b"x" * 20)):
+        (directory / name).write_bytes(data)
+        with pytest.raises(AdapterInvalid, match=name):
+            push(uploads, directory, "sum")
+        (directory / name).unlink()
+    (directory / "report.json").write_text('{"rougeL": 41.2}')
+    (directory / "README.md").write_bytes(b"PK\x03\x04")
+    with pytest.raises(AdapterUnsupported, match=r"README\.md: the file is a zip archive"):
+        push(uploads, directory, "sum")
+    (directory / "README.md").write_text("# hello")
+    published = push(uploads, directory, "sum")
+    names = [file.name for file in published.record.manifest.files]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"]
+
+
+def leave_staging_behind(root: Path, directory: Path) -> None:
+    """What a server does that is killed during an upload."""
+    uploads = Uploads(root, Registry(LocalStore(root.parent / "s")), small_geometry(), LIMITS)
+    begin(uploads, directory)
+    os._exit(9)
+
+
+def test_staging_of_a_killed_server_is_swept_and_that_of_a_living_one_kept(
+    registry: Registry, tmp_path: Path
+) -> None:
+    root, directory = tmp_path / "shared", write_adapter(tmp_path / "a")
+    process = multiprocessing.get_context("fork").Process(
+        target=leave_staging_behind, args=(root, directory)
+    )
+    process.start()
+    process.join()
+    assert len(list(root.rglob("*.part"))) == 2
+    living = Uploads(root, registry, small_geometry(), LIMITS)
+    upload, parts = begin(living, directory)
+    assert len(list(root.rglob("*.part"))) == 2  # its own
+    next_one = Uploads(root, registry, small_geometry(), LIMITS)
+    assert living.staging_files() == 2
+    assert next_one.staging_files() == 0
+    for index, data in enumerate(parts):
+        upload.write(index, 0, data)
+    upload.finish()
+    living.close()
+    next_one.close()
+    assert list(root.iterdir()) == []
