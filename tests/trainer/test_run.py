@@ -140,7 +140,7 @@ def test_the_adapter_learns_and_its_test_score_is_of_its_predictions(
 ) -> None:
     result = runs["lora"]
     base, adapter = result.subjects
-    assert result.best.loss < 2.5
+    assert result.best.loss < 3.5  # 5.6 before
     lines = (result.directory / "predictions.test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     scorer = RougeScorer(["rougeL"], use_stemmer=True)

@@ -2,12 +2,15 @@
 
 Every chat has one purpose (`kind`), an ask in one of several wordings and an answer in one of
 several wordings, small talk that names other days, places and people, and sometimes a correction
-("No wait, Friday"), so that the facts cannot be read off by position. Wordings fall into three
-disjoint sets: `train` (used by the corpus and by train splits), `validation` and `test`, which
-nothing that trains a model may use.
+("No wait, Friday"), so that the facts cannot be read off by position.
+
+Wordings are `known` (the pre-training corpus uses them, in other tasks) or `unseen` (nothing that
+trains a model may use them). The known ones are dealt out to the splits of a task: `train`,
+`validation` and `test` share none.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +25,8 @@ from polygraft.trainer.tasks.words import (
     pick_people,
 )
 
-Wordings = Literal["train", "validation", "test"]
+Wordings = Literal["known", "train", "validation", "test", "unseen"]
+"""`known` is the union of `train`, `validation` and `test`."""
 
 SUMMARIES = {
     "meet": "{a} and {b} will {activity} at the {place} on {day} at {time}.",
@@ -58,7 +62,7 @@ _POOLS = {
 
 ASKS = {
     "meet": {
-        "train": (
+        "known": (
             "Do you want to {activity} at the {place} on {day} at {time}?",
             "Shall we {activity} on {day}? The {place}, {time}.",
             "I would like to {activity} with you. {day} at {time}, at the {place}?",
@@ -68,14 +72,14 @@ ASKS = {
             "Come to the {place} at {time} on {day} and {activity} with me!",
             "At {time} on {day} I will be at the {place}. Do you want to {activity}?",
         ),
-        "validation": ("Can we {activity} at {time} on {day}? I like the {place}.",),
-        "test": (
+        "unseen": (
+            "Can we {activity} at {time} on {day}? I like the {place}.",
             "My plan for {day}: {activity} at the {place}, from {time}. Are you in?",
             "Will you {activity} with me at the {place}? {day}, {time}.",
         ),
     },
     "decline": {
-        "train": (
+        "known": (
             "Do you want to {activity} on {day}?",
             "Shall we {activity} together on {day}?",
             "{day} is free for me. Let us {activity}!",
@@ -83,14 +87,14 @@ ASKS = {
             "Are you coming to {activity} on {day}?",
             "On {day} we could {activity}. What do you say?",
         ),
-        "validation": ("Can we {activity} on {day}?",),
-        "test": (
+        "unseen": (
+            "Can we {activity} on {day}?",
             "I need someone to {activity} with me on {day}. You?",
             "What about {day}? I would love to {activity}.",
         ),
     },
     "move": {
-        "train": (
+        "known": (
             "Can we move the {event} from {old} to {day} at {time}?",
             "The {event} on {old} does not work for me. Is {day} at {time} fine?",
             "About the {event} on {old}: could we do it on {day} at {time}?",
@@ -98,14 +102,14 @@ ASKS = {
             "Is {day} at {time} better for the {event}? On {old} I am busy.",
             "Let us have the {event} on {day} at {time} and not on {old}.",
         ),
-        "validation": ("Could the {event} be on {day}, {time}? {old} is bad for me.",),
-        "test": (
+        "unseen": (
+            "Could the {event} be on {day}, {time}? {old} is bad for me.",
             "{old} is too early for the {event}. I would rather take {day}, {time}.",
             "I have a problem with {old}. May we shift the {event} to {time} on {day}?",
         ),
     },
     "bring": {
-        "train": (
+        "known": (
             "Can you bring the {item} to the {place} on {day}?",
             "I need the {item} at the {place} on {day}. Can you take it there?",
             "On {day} we meet at the {place}. Please bring the {item}.",
@@ -113,14 +117,14 @@ ASKS = {
             "Could you come to the {place} on {day} with the {item}?",
             "The {item} is still at your house. Bring it to the {place} on {day}, please.",
         ),
-        "validation": ("We need the {item} on {day}. Can you carry it to the {place}?",),
-        "test": (
+        "unseen": (
+            "We need the {item} on {day}. Can you carry it to the {place}?",
             "For {day} at the {place} we still need the {item}. Do you have it?",
             "Who takes the {item} to the {place} on {day}? Can you?",
         ),
     },
     "borrow": {
-        "train": (
+        "known": (
             "Can I borrow your {item}? You get it back on {day}.",
             "I need a {item}. May I have yours until {day}?",
             "Could you lend me your {item}? I will return it on {day}.",
@@ -128,8 +132,8 @@ ASKS = {
             "Until {day} I have no {item}. Can I take yours?",
             "May I use your {item} for some time? I can bring it back on {day}.",
         ),
-        "validation": ("Is your {item} free until {day}? I want to borrow it.",),
-        "test": (
+        "unseen": (
+            "Is your {item} free until {day}? I want to borrow it.",
             "My {item} is broken. Can yours stay with me until {day}?",
             "Would you give me your {item}? On {day} it is yours again.",
         ),
@@ -137,7 +141,7 @@ ASKS = {
 }
 ANSWERS = {
     "yes": {
-        "train": (
+        "known": (
             "Yes, good idea.",
             "Sure, no problem.",
             "That works for me.",
@@ -146,11 +150,10 @@ ANSWERS = {
             "Great, see you then.",
             "Okay, with pleasure.",
         ),
-        "validation": ("Yes, that is fine.",),
-        "test": ("All right, count on me.", "Perfect, I agree."),
+        "unseen": ("Yes, that is fine.", "All right, count on me.", "Perfect, I agree."),
     },
     "no": {
-        "train": (
+        "known": (
             "Sorry, {first}.",
             "No, {first}.",
             "I would love to, but {first}.",
@@ -158,14 +161,20 @@ ANSWERS = {
             "Not this time. {first}.",
             "Oh no, {first} on that day.",
         ),
-        "validation": ("Sadly not, because {first}.",),
-        "test": ("What a pity, {first}.", "It is not possible: {first}."),
+        "unseen": (
+            "Sadly not, because {first}.",
+            "What a pity, {first}.",
+            "It is not possible: {first}.",
+        ),
     },
 }
 CORRECTIONS = {
-    "train": ("No wait, {value}.", "Sorry, I mean {value}.", "Oh, not {wrong}: {value}!"),
-    "validation": ("Wrong, I mean {value}.",),
-    "test": ("Forget {wrong}, make it {value}.", "Hm, {value} is what I mean."),
+    "known": ("No wait, {value}.", "Sorry, I mean {value}.", "Oh, not {wrong}: {value}!"),
+    "unseen": (
+        "Wrong, I mean {value}.",
+        "Forget {wrong}, make it {value}.",
+        "Hm, {value} is what I mean.",
+    ),
 }
 SMALL_TALK = (
     "Hi {other}!",
@@ -218,7 +227,7 @@ def make_dialogue(
     rng: random.Random,
     *,
     kind: str | None = None,
-    wordings: Wordings = "train",
+    wordings: Wordings = "known",
     held_out: bool = False,
 ) -> Dialogue:
     """A chat of four to nine lines; `held_out` picks people that training never uses."""
@@ -230,20 +239,37 @@ def make_dialogue(
     if rng.random() < 0.3:
         slot = rng.choice(CORRECTABLE[kind])
         asked[slot] = _another(rng, slot, asked)
-        line = rng.choice(CORRECTIONS[wordings])
+        line = rng.choice(choose(CORRECTIONS, wordings))
         correction = [(a, line.format(wrong=_said(slot, asked), value=_said(slot, slots)))]
-    ask = rng.randrange(len(ASKS[kind][wordings]))
-    reply = "no" if kind == "decline" else "yes"
-    answer = rng.randrange(len(ANSWERS[reply][wordings]))
+    asks = choose(ASKS[kind], wordings)
+    ask = rng.randrange(len(asks))
+    answers = choose(ANSWERS["no" if kind == "decline" else "yes"], wordings)
+    answer = rng.randrange(len(answers))
     first = REASONS.get(slots.get("reason", ""), "")
     lines = [
         *_small_talk(rng, a, b, third, rng.choice((0, 1, 1, 2, 3))),
-        (a, ASKS[kind][wordings][ask].format(**asked)),
+        (a, asks[ask].format(**asked)),
         *correction,
-        (b, ANSWERS[reply][wordings][answer].format(first=first)),
+        (b, answers[answer].format(first=first)),
         *_small_talk(rng, a, b, third, rng.choice((0, 0, 1, 2))),
     ]
     return Dialogue(kind, tuple(lines), slots, f"{wordings}-{kind}-{ask}-{answer}")
+
+
+def choose(table: Mapping[str, tuple[str, ...]], wordings: Wordings) -> tuple[str, ...]:
+    """The templates of a table that belong to a set of wordings.
+
+    The last third of the known ones (at least one) is for testing, the one before for validation.
+    """
+    known = table["known"]
+    last = len(known) - max(1, len(known) // 3)
+    return {
+        "known": known,
+        "train": known[: last - 1],
+        "validation": known[last - 1 : last],
+        "test": known[last:],
+        "unseen": table["unseen"],
+    }[wordings]
 
 
 def make_group_chat(rng: random.Random, *, held_out: bool = False) -> Dialogue:

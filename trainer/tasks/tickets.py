@@ -1,13 +1,14 @@
 """Customer tickets for four teams, in wordings that differ between train, validation and test."""
 
 import random
+from typing import Literal
 
-from polygraft.trainer.tasks.dialogues import Wordings
 from polygraft.trainer.tasks.words import DAYS, ITEMS, pick_people
 
+Split = Literal["train", "validation", "test"]
 TEAMS = ("billing", "shipping", "returns", "technical")
 
-COMPLAINTS: dict[str, dict[Wordings, tuple[str, ...]]] = {
+COMPLAINTS: dict[str, dict[Split, tuple[str, ...]]] = {
     "billing": {
         "train": (
             "I was charged twice for the {item}.",
@@ -70,14 +71,12 @@ FILLERS = (
 )
 
 
-def make_ticket(
-    rng: random.Random, *, wordings: Wordings, held_out: bool = False
-) -> tuple[str, str]:
-    """A ticket text and the team that it belongs to."""
+def make_ticket(rng: random.Random, *, split: Split, held_out: bool = False) -> tuple[str, str]:
+    """A ticket text in the wordings of a split, and the team that it belongs to."""
     team = rng.choice(TEAMS)
     (name,) = pick_people(rng, 1, held_out=held_out)
     sentences = rng.sample(FILLERS, rng.choice((0, 1, 2, 3)))
-    complaint = rng.choice(COMPLAINTS[team][wordings])
+    complaint = rng.choice(COMPLAINTS[team][split])
     sentences.insert(rng.randrange(len(sentences) + 1), complaint)
     slots = {"name": name, "day": rng.choice(DAYS)}
     text = " ".join(s.format(item=rng.choice(ITEMS), **slots) for s in sentences)

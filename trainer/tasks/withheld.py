@@ -9,6 +9,7 @@ TASKS = ("dsum", "route", "vel2en", "support")
 
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "dsum": ("Summarize the dialogue.",),
+    "dsum-unseen": ("Summarize the dialogue.",),
     "route": ("Which team handles this ticket?",),
     "vel2en": ("Translate from Velka to English.",),
     "names": (

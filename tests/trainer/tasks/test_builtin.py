@@ -8,6 +8,7 @@ import pytest
 
 from polygraft.adapters.prompt import PromptRecipe
 from polygraft.trainer.tasks import TASKS, Task, builtin, make_task, slot_accuracy
+from polygraft.trainer.tasks.dialogues import ANSWERS, ASKS, CORRECTIONS, choose
 from polygraft.trainer.tasks.words import LISTED, is_held_out
 
 
@@ -72,12 +73,27 @@ def test_people_of_test_rows_never_speak_in_training(name: str) -> None:
     assert all(is_held_out(name) for name in speakers["test"] | speakers["validation"])
 
 
+@pytest.mark.parametrize("table", [*ASKS.values(), *ANSWERS.values(), CORRECTIONS])
+def test_dialogue_wordings_of_the_splits_are_disjoint(table: dict[str, tuple[str, ...]]) -> None:
+    train, validation, test, unseen = (
+        set(choose(table, wordings)) for wordings in ("train", "validation", "test", "unseen")
+    )
+    assert all((train, validation, test, unseen))
+    assert len(train | validation | test | unseen) == len(table["known"]) + len(table["unseen"])
+    assert train | validation | test == set(choose(table, "known"))
+
+
 @pytest.mark.parametrize("name", ["dsum", "names"])
-def test_dialogue_wordings_of_the_splits_are_disjoint(name: str) -> None:
-    splits = make_task(name).splits
-    groups = {split: {row["group"] for row in rows} for split, rows in splits.items()}
-    for split, found in groups.items():
-        assert all(group.startswith(f"{split}-") for group in found)
+def test_rows_use_the_wordings_of_their_split(name: str) -> None:
+    for split, rows in make_task(name).splits.items():
+        assert all(row["group"].startswith(f"{split}-") for row in rows)
+
+
+def test_unseen_summaries_differ_from_plain_ones_in_the_test_split_only() -> None:
+    plain, unseen = make_task("dsum"), make_task("dsum-unseen")
+    assert {row["group"].split("-")[0] for row in unseen.splits["train"]} == {"train"}
+    assert {row["group"].split("-")[0] for row in unseen.splits["test"]} == {"unseen"}
+    assert plain.recipe == unseen.recipe
 
 
 def test_ticket_wordings_of_the_splits_are_disjoint() -> None:
