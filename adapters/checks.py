@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from polygraft.adapters.config import LoraSettings, Problems, PromptSettings
 from polygraft.adapters.errors import (
+    MAX_PROBLEMS_SHOWN,
     AdapterIncompatible,
     AdapterInvalid,
     AdapterUnsupported,
@@ -87,7 +88,12 @@ def check_lora(
     for module, half in halves.items():
         if len(half) == 2:
             pairs[module] = (half[LEAF_A], half[LEAF_B])
-            problems.extend(_check_pair(settings, module, pairs[module], geometry, limits))
+            if module in geometry.modules:
+                problems.extend(_check_pair(settings, module, pairs[module], geometry, limits))
+            else:
+                # Why: looking for the nearest name is slow, and a file may hold 10 000 wrong ones.
+                suggest = len(problems) < MAX_PROBLEMS_SHOWN
+                problems.append(_no_such_module(module, geometry, suggest))
         else:
             problems.append(_unpaired(next(iter(half.values())).name))
     if not pairs and not problems:
@@ -163,9 +169,7 @@ def _check_pair(
     geometry: BaseGeometry,
     limits: AdapterLimits,
 ) -> Problems:
-    shape = geometry.modules.get(module)
-    if shape is None:
-        return [_no_such_module(module, geometry)]
+    shape = geometry.modules[module]
     if shape.kind == "lm_head":
         return [
             AdapterUnsupported(
@@ -247,12 +251,12 @@ def _check_alpha(settings: LoraSettings, module: str) -> Problems:
     ]
 
 
-def _no_such_module(module: str, geometry: BaseGeometry) -> AdapterIncompatible:
+def _no_such_module(module: str, geometry: BaseGeometry, suggest: bool) -> AdapterIncompatible:
+    hint = "It was trained on another base."
     if re.search(r"\.experts(\.|$)", module):
         hint = "Expert weights are not supported; train on attention only."
-    else:
-        near = difflib.get_close_matches(module, geometry.modules, n=1, cutoff=0.4)
-        hint = f"The nearest is {near[0]}." if near else "It was trained on another base."
+    elif suggest and (near := difflib.get_close_matches(module, geometry.modules, 1, 0.4)):
+        hint = f"The nearest is {near[0]}."
     return _incompatible(
         f"{geometry.name} ({geometry.architecture}) has no linear module of this name.",
         item=module,

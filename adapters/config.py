@@ -7,6 +7,7 @@ without a word. Here it is refused by name. Keys follow PEFT 0.21; older configs
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class LoraSettings:
 
     def scaling(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
-        divisor = rank**0.5 if self.use_rslora else rank
+        divisor = math.sqrt(rank) if self.use_rslora else rank
         return float(self.alpha.values(module)[0]) / divisor
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from polygraft.adapters.errors import AdapterNotFound, InvalidRequest
 
 LIVE = "live"
+MAX_COMPARED = 200
 PART = r"[a-z0-9][a-z0-9._-]{0,62}"
 NAME = re.compile(rf"({PART}/)?{PART}")
 ALIAS = re.compile(rf"(?!\d+$){PART}")
@@ -83,7 +84,9 @@ def path_name(path: str) -> str:
 def not_found(what: str, wanted: str, existing: Iterable[str]) -> AdapterNotFound:
     """AdapterNotFound that names the nearest of what exists."""
     names = list(existing)
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5) or names[:5]
+    # Why so few: this answers requests on the event loop, and there may be 10 000 names.
+    similar = [name for name in names if name[0] == wanted[0]][:MAX_COMPARED]
+    near = difflib.get_close_matches(wanted, similar, n=3, cutoff=0.5) or names[:5]
     return AdapterNotFound(
         f"there is no {what} {wanted!r}.",
         item="adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,20 @@ def test_a_rank_over_the_limit_is_refused_with_the_limit(tmp_path: Path) -> None
 def test_a_lora_file_without_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterInvalid, match="the file holds a soft prompt"):
         read_tensors(tmp_path, {"prompt_embeddings": torch.ones(2, HIDDEN)})
+
+
+def test_thousands_of_wrong_names_are_refused_quickly_with_the_first_ones(tmp_path: Path) -> None:
+    tensors = {}
+    for index in range(5000):
+        for leaf, tensor in (("A", torch.ones(1, 1)), ("B", torch.ones(1, 1))):
+            name = f"base_model.model.model.layers.{index}.self_attn.x_proj.lora_{leaf}.weight"
+            tensors[name] = tensor
+    started = time.perf_counter()
+    with pytest.raises(AdapterIncompatible, match="5000 problems") as caught:
+        read_tensors(tmp_path, tensors, r=1)
+    assert time.perf_counter() - started < 5
+    assert str(caught.value).count("no linear module") == 20
+    assert "and 4980 more" in str(caught.value)
 
 
 def soft_prompt(**changes: Any) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from polygraft.adapters.errors import (
 )
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
-from polygraft.adapters.loading import version_reader
 from polygraft.adapters.log import Log
 from polygraft.adapters.manifest import Manifest, minimal_manifest, record_files
 from polygraft.adapters.registry import Registry, VersionRecord
@@ -308,16 +307,6 @@ def test_one_damaged_manifest_does_not_keep_the_others_from_being_served(
             again.resolve(reference)
     press.publish(again, "sum", 1)
     assert again.resolve("sum") == damaged
-
-
-def test_versions_are_read_for_serving_with_all_checks_again(store: Store, press: Press) -> None:
-    registry = Registry(store)
-    record = press.publish(registry, "sum", 6)
-    read = version_reader(registry, small_geometry(), AdapterLimits())
-    weights = read(record.digest)
-    assert next(iter(weights.modules.values())).scaling == 3.0
-    with pytest.raises(Exception, match="more than the limit of 1"):
-        version_reader(registry, small_geometry(), AdapterLimits(max_rank=1))(record.digest)
 
 
 def test_a_log_entry_whose_reply_was_lost_is_recognised_as_ours(store: Store) -> None:
