@@ -14,7 +14,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -44,7 +43,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._close: tuple[Callable[[], object], ...] = ()
         self._requests = self._counter(
             "requests", "Calls answered, by method and gRPC status code.", "method", "code"
         )
@@ -90,17 +88,6 @@ class Metrics:
         )
         build.labels(__version__, platform.python_version()).set(1)
         self._start_known_series()
-
-    def serve(self, host: str, port: int) -> int:
-        """Answer scrapes on a port of their own, 0 for any free one; returns it. OSError."""
-        server, thread = start_http_server(port, host, self.registry)
-        self._close = (server.shutdown, thread.join, server.server_close)
-        return int(server.server_port)
-
-    def close(self) -> None:
-        """Stop answering scrapes."""
-        for step in self._close:
-            step()
 
     def count_call(self, method: str, code: str, seconds: float) -> None:
         """One RPC ended. `method` is a name of the wire contract, `code` a gRPC status name."""

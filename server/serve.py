@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+
+import transformers
 
 from polygraft.adapters.errors import Unavailable
 from polygraft.adapters.limits import AdapterLimits
@@ -22,12 +25,14 @@ from polygraft.adapters.store import LocalStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.config import ServerConfig
+from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
 from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc.adapters import AdapterServicer
 from polygraft.server.grpc.generation import GenerationServicer
 from polygraft.server.grpc.listener import Listener
 from polygraft.server.metrics import Metrics
+from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
 from polygraft.server.validation import RequestLimits, RequestValidator
@@ -108,18 +113,19 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def run_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
+async def run_server(
+    config: ServerConfig, *, load: Callable[[str, EngineConfig], Engine] = Engine.load
+) -> AsyncIterator[RunningServer]:
     """A server for as long as the block runs. Drain it in the block, or running calls are cut.
 
-    Raises ConfigError when a port that was asked for is taken, and what `Engine.load` raises.
+    Raises ConfigError when a port that was asked for is taken, and what `load` raises.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         listener = _listener(config, metrics)
         port = take_port(listener.bind, config, "port")
-        metrics_port = take_port(metrics.serve, config, "metrics_port")
-        stack.callback(metrics.close)
-        engine = await asyncio.to_thread(Engine.load, config.model, config.engine)
+        metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
+        engine = await asyncio.to_thread(load, config.model, config.engine)
         server = _build(config, engine, metrics, listener, (port, metrics_port), stack)
         await _start(server, metrics, stack)
         yield server
@@ -128,6 +134,12 @@ async def run_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
 def _listener(config: ServerConfig, metrics: Metrics) -> Listener:
     most = config.engine.max_running + config.engine.max_queued_requests
     return Listener(metrics, max_message_bytes=config.max_message_bytes, max_rpcs=4 * most)
+
+
+def _serve_metrics(metrics: Metrics, stack: AsyncExitStack, host: str, port: int) -> int:
+    page = MetricsPage(host, port, metrics.registry)
+    stack.callback(page.close)
+    return page.port
 
 
 def _build(
@@ -231,6 +243,8 @@ async def serve_until_signal(
 
 def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> int:
     """Run a server in this process; `announce` is called when it answers. The exit code."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if sys.platform == "win32":
         return asyncio.run(serve_until_signal(config, announce))
     import uvloop

@@ -119,8 +119,8 @@ class StopSequenceFilter:
         text = self._held + text
         found = [(at, stop) for stop in self._stop_sequences if (at := text.find(stop)) >= 0]
         if found:
-            # Of two that begin at one place the first given wins; the text shown is the same.
-            end, self.matched = min(found, key=lambda match: match[0])
+            # Why the one that is complete first: the same whatever the token borders are.
+            end, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             self._held = ""
             return text[:end]
         num_held = max(_overlap(text, stop) for stop in self._stop_sequences)

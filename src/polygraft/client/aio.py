@@ -235,7 +235,7 @@ class AsyncStream:
         self, client: AsyncClient, request: generation_pb2.GenerateRequest, timeout: float
     ) -> None:
         self._builder = GenerationBuilder()
-        self._pieces = self._read(client, request, timeout)
+        self._pieces = _read(client, self._builder, request, timeout)
 
     @property
     def generation(self) -> Generation | None:
@@ -263,27 +263,32 @@ class AsyncStream:
     ) -> None:
         await self.aclose()
 
-    async def _read(
-        self, client: AsyncClient, request: generation_pb2.GenerateRequest, timeout: float
-    ) -> AsyncGenerator[Piece, None]:
-        method = client._channel.unary_stream(
-            calls.path_of("StreamGenerate"),
-            request_serializer=generation_pb2.GenerateRequest.SerializeToString,
-            response_deserializer=calls.parser_of("StreamGenerate"),
-        )
-        deadline = time.monotonic() + timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            call = method(request, timeout=deadline - time.monotonic())
-            try:
-                async for message in call:
-                    yield self._builder.add(message)
-                return
-            except grpc.aio.AioRpcError as failed:
-                error = client._error(failed)
-                if self._builder.has_begun:
-                    raise error from None  # what was seen cannot be taken back
-            finally:
-                call.cancel()
-            await client._wait(attempt, error, deadline)
+
+async def _read(
+    client: AsyncClient,
+    builder: GenerationBuilder,
+    request: generation_pb2.GenerateRequest,
+    timeout: float,
+) -> AsyncGenerator[Piece, None]:
+    """Why no method: a stream that its own generator refers to would outlive its last user."""
+    method = client._channel.unary_stream(
+        calls.path_of("StreamGenerate"),
+        request_serializer=generation_pb2.GenerateRequest.SerializeToString,
+        response_deserializer=calls.parser_of("StreamGenerate"),
+    )
+    deadline = time.monotonic() + timeout
+    attempt = 0
+    while True:
+        attempt += 1
+        call = method(request, timeout=deadline - time.monotonic())
+        try:
+            async for message in call:
+                yield builder.add(message)
+            return
+        except grpc.aio.AioRpcError as failed:
+            error = client._error(failed)
+            if builder.has_begun:
+                raise error from None  # what was seen cannot be taken back
+        finally:
+            call.cancel()
+        await client._wait(attempt, error, deadline)

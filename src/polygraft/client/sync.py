@@ -229,7 +229,7 @@ class Stream:
         self, client: Client, request: generation_pb2.GenerateRequest, timeout: float
     ) -> None:
         self._builder = GenerationBuilder()
-        self._pieces = self._read(client, request, timeout)
+        self._pieces = _read(client, self._builder, request, timeout)
 
     @property
     def generation(self) -> Generation | None:
@@ -257,27 +257,32 @@ class Stream:
     ) -> None:
         self.close()
 
-    def _read(
-        self, client: Client, request: generation_pb2.GenerateRequest, timeout: float
-    ) -> Generator[Piece, None, None]:
-        method = client._channel.unary_stream(
-            calls.path_of("StreamGenerate"),
-            request_serializer=generation_pb2.GenerateRequest.SerializeToString,
-            response_deserializer=calls.parser_of("StreamGenerate"),
-        )
-        deadline = time.monotonic() + timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            call = method(request, timeout=deadline - time.monotonic())
-            try:
-                for message in call:
-                    yield self._builder.add(message)
-                return
-            except grpc.RpcError:
-                error = client._error(call)
-                if self._builder.has_begun:
-                    raise error from None  # what was seen cannot be taken back
-            finally:
-                call.cancel()
-            client._wait(attempt, error, deadline)
+
+def _read(
+    client: Client,
+    builder: GenerationBuilder,
+    request: generation_pb2.GenerateRequest,
+    timeout: float,
+) -> Generator[Piece, None, None]:
+    """Why no method: a stream that its own generator refers to would outlive its last user."""
+    method = client._channel.unary_stream(
+        calls.path_of("StreamGenerate"),
+        request_serializer=generation_pb2.GenerateRequest.SerializeToString,
+        response_deserializer=calls.parser_of("StreamGenerate"),
+    )
+    deadline = time.monotonic() + timeout
+    attempt = 0
+    while True:
+        attempt += 1
+        call = method(request, timeout=deadline - time.monotonic())
+        try:
+            for message in call:
+                yield builder.add(message)
+            return
+        except grpc.RpcError:
+            error = client._error(call)
+            if builder.has_begun:
+                raise error from None  # what was seen cannot be taken back
+        finally:
+            call.cancel()
+        client._wait(attempt, error, deadline)
