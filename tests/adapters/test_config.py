@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +153,8 @@ def test_all_problems_of_a_config_are_told_at_once() -> None:
     assert text.startswith("3 problems.")
     for part in ("use_dora: true is not supported", "r: 0 is not valid", 'bias: "all"'):
         assert part in text
+
+
+@pytest.mark.parametrize("key", [*MUST_BE_OFF, *LORA_KEYS])
+def test_the_guide_names_every_key_that_decides_something(key: str, repository_root: Path) -> None:
+    assert f"`{key}`" in (repository_root / "docs" / "adapters.md").read_text()

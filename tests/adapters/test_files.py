@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_support.directories import write_adapter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polygraft.adapters.errors import AdapterInvalid, AdapterUnsupported
@@ -25,6 +25,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=4), VALUES | st.floats(allow_nan=False, allow_infinity=False))
 )

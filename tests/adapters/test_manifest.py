@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapter_support.directories import FINGERPRINT, lora_config, small_geometry, write_adapter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polygraft.adapters.canonical import canonical_bytes, sha256_digest
@@ -73,6 +73,7 @@ def read(directory: Path) -> tuple[AdapterWeights, dict[str, Path]]:
     return weights, files
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_canonical_bytes_read_back_and_do_not_depend_on_order(value: Any) -> None:
     data = canonical_bytes(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polygraft.adapters.errors import InvalidRequest
@@ -60,6 +60,7 @@ def test_bad_aliases_are_refused(alias: str) -> None:
         check_alias(alias)
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"([a-z0-9][a-z0-9._-]{0,9}/)?[a-z0-9][a-z0-9._-]{0,9}", fullmatch=True))
 def test_every_name_has_its_own_place_in_a_store(name: str) -> None:
     assert check_name(name) == name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
@@ -26,6 +26,7 @@ PATTERNS = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(NAMES, PATTERNS)
 def test_one_pattern_matches_exactly_when_peft_matches_it(name: str, pattern: str) -> None:
     matches = get_pattern_key([pattern], name) == pattern
@@ -42,6 +43,7 @@ def test_patterns_that_could_run_for_ever_or_are_broken_are_refused(pattern: str
         PatternMap("rank_pattern", {pattern: 5}, 1)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab.*+{}()[]|\\?^$2,", max_size=12))
 def test_no_accepted_pattern_is_slow(pattern: str) -> None:
     try:
