@@ -43,13 +43,14 @@ def card(report: dict[str, Any], hashes: dict[str, str]) -> str:
             f"polygraft base build --preset {report['preset_name']} --seed {report['seed']}",
             "```",
             "",
-            f"{preset['steps']:,} steps of {preset['batch_tokens']:,} padded tokens, "
+            f"{sum(preset['cycles']):,} steps of {preset['batch_tokens']:,} padded tokens, "
             f"{report['tokens'] / 1e6:.1f} M tokens in all, {report['cpu_minutes']:g} CPU-minutes "
             f"on {report['threads']} threads, {'compiled' if report['compiled'] else 'eager'}, "
             "bf16 autocast. "
             f"Muon at {preset['hidden_lr']:g} for the matrices inside the layers, AdamW at "
             f"{preset['other_lr']:g} for the rest, weight decay {preset['weight_decay']:g}, "
-            f"{preset['warmup']} steps of warm-up, flat, then linear to zero over the last "
+            f"schedule in cycles of {' and '.join(f'{n:,}' for n in preset['cycles'])} steps: "
+            f"{preset['warmup']} of warm-up, flat, then linear to zero over the last "
             f"{100 * preset['decay_share']:g} %. "
             f"Loss weight 1 on answers, {preset['prompt_weight']:g} on prompts. In "
             f"{100 * preset['split_documents']:g} % of the documents tokens are split back into "

@@ -1,12 +1,12 @@
-"""Pre-training of the base model: one run, one schedule, made documents that never repeat.
+"""Pre-training of the base model: one run, made documents that never repeat.
 
-Muon moves the matrices inside the layers and AdamW the rest. Rates warm up, stay flat and fall
-linearly to zero. The step is compiled where a C++ compiler exists (2.6 times faster on two cores);
+Muon moves the matrices inside the layers and AdamW the rest. Rates warm up, stay flat, fall
+linearly to zero, and in nano do so twice. The step can be compiled (2.6 times faster on two cores);
 attention is written out ("eager"): torch's fused CPU attention is slow backwards at this size.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from polygraft.trainer.base.corpus import documents
+from polygraft.trainer.base.corpus import COPYING_FIRST, HARD_SKILLS, documents
 from polygraft.trainer.base.encoding import Encoder, batches
 from polygraft.trainer.base.preset import Preset
 
@@ -79,13 +80,13 @@ def pretrain(
 
     With `save_every` > 0 the state of the run is written to `state_file` every so many steps. A
     state file that is already there is continued. Up to the step where the rates begin to fall, a
-    state does not depend on `preset.steps`: it may be continued with another number of steps.
+    state does not depend on the length of the cycle: it may be continued with another one, and at
+    the end of a cycle with further cycles.
     """
     model.train()
     optimizers = _optimizers(model, preset)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, preset))
-        for optimizer in optimizers
+        LambdaLR(optimizer, lambda step: rate_factor(step, preset)) for optimizer in optimizers
     ]
 
     def loss_of(ids: Tensor, weights: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def pretrain(
         return (losses * targets).sum() / targets.sum()
 
     step_loss = torch.compile(loss_of, dynamic=True) if compiled else loss_of
-    parts = [model, *optimizers, *schedules]
+    parts: list[Stateful] = [model, *optimizers, *schedules]
     done, tokens = _load_state(state_file, parts) if state_file.exists() else (0, 0)
     remaining = islice(_batches(tokenizer, preset, seed), done, None)
     for step, (ids, weights) in enumerate(remaining, start=done + 1):
@@ -118,9 +119,13 @@ def pretrain(
 
 
 def rate_factor(step: int, preset: Preset) -> float:
-    """Learning rate at a step as a share of the peak: warm-up, flat, linear to zero."""
-    decay_steps = max(1, int(preset.decay_share * preset.steps))
-    return min(1.0, (step + 1) / preset.warmup, max(0.0, (preset.steps - step) / decay_steps))
+    """Learning rate at a step, counted from 0, as a share of the peak."""
+    for steps in preset.cycles:
+        if step < steps:
+            decay_steps = max(1, int(preset.decay_share * steps))
+            return min(1.0, (step + 1) / preset.warmup, (steps - step) / decay_steps)
+        step -= steps
+    return 0.0
 
 
 def _optimizers(model: LlamaForCausalLM, preset: Preset) -> list[torch.optim.Optimizer]:
@@ -155,7 +160,18 @@ def _load_state(file: Path, parts: Sequence[Stateful]) -> tuple[int, int]:
     state = torch.load(file, weights_only=True)
     for part, saved in zip(parts, state["parts"], strict=True):
         part.load_state_dict(saved)
+        if isinstance(part, LambdaLR):  # the rate of the next step follows this run's schedule
+            for group, peak, factor in zip(
+                part.optimizer.param_groups, part.base_lrs, part.lr_lambdas, strict=True
+            ):
+                group["lr"] = peak * factor(part.last_epoch)
     return state["step"], state["tokens"]
+
+
+def _boost(step: int, preset: Preset) -> Mapping[str, float]:
+    if step < preset.copy_steps:
+        return COPYING_FIRST
+    return HARD_SKILLS if step >= preset.cycles[0] else {}
 
 
 def _batches(
@@ -166,8 +182,7 @@ def _batches(
     done = shard = 0
     while True:
         rng = random.Random(f"encode/{seed}/{shard}")
-        copying = 3.0 if done < preset.copy_steps else 1.0
-        made = list(documents(f"corpus/{seed}/{shard}", SHARD, copying=copying))
+        made = list(documents(f"corpus/{seed}/{shard}", SHARD, boost=_boost(done, preset)))
         for batch in batches(encoder.encode(made, rng), preset.batch_tokens, rng):
             yield batch
             done += 1

@@ -23,7 +23,7 @@ def build(
     preset: Annotated[str, typer.Option(help="nano (1 M parameters) or small (5 M).")] = "nano",
     seed: Annotated[int, typer.Option(help="Decides corpus, tokenizer, order and start.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Fewer or more steps than the preset's.")
+        int | None, typer.Option(min=1, help="One cycle of so many steps, not the preset's.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 2,
     compile: Annotated[
@@ -56,7 +56,7 @@ def build(
         )
     chosen = PRESETS[preset]
     if steps is not None:
-        chosen = replace(chosen, steps=steps)
+        chosen = replace(chosen, cycles=(steps,))
 
     import torch
     from rich.console import Console

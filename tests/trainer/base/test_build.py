@@ -18,7 +18,7 @@ from polygraft.trainer.base.preset import PRESETS, Preset
 from polygraft.trainer.base.pretrain import rate_factor
 
 TINY = replace(
-    PRESETS["nano"], hidden=32, heads=2, layers=1, mlp=48, steps=20, batch_tokens=1024, warmup=5
+    PRESETS["nano"], hidden=32, heads=2, layers=1, mlp=48, cycles=(20,), batch_tokens=1024, warmup=5
 )
 
 
@@ -64,11 +64,11 @@ def test_twenty_steps_learn_something_and_write_a_loadable_model(tmp_path: Path)
 
 def test_a_continued_run_equals_an_unbroken_one_even_with_other_steps(tmp_path: Path) -> None:
     _build(tmp_path / "unbroken")
-    _build(tmp_path / "broken", replace(TINY, steps=10, decay_share=0.01), save_every=6)
+    _build(tmp_path / "broken", replace(TINY, cycles=(10,)), save_every=5)
     (tmp_path / "continued").mkdir()
     (tmp_path / "broken" / "state.pt").rename(tmp_path / "continued" / "state.pt")
     losses = _build(tmp_path / "continued")
-    assert len(losses) == 14
+    assert len(losses) == 15
     assert digest(tmp_path / "continued" / "model.safetensors") == digest(
         tmp_path / "unbroken" / "model.safetensors"
     )
@@ -83,11 +83,14 @@ def test_a_build_with_orphan_tokens_fails_before_training(
 
 
 def test_rates_warm_up_stay_flat_and_fall_to_zero() -> None:
-    preset = replace(TINY, steps=100, warmup=10, decay_share=0.4)
+    preset = replace(TINY, cycles=(100, 50), warmup=10, decay_share=0.4)
     assert rate_factor(0, preset) == pytest.approx(0.1)
     assert rate_factor(30, preset) == 1.0
     assert rate_factor(80, preset) == pytest.approx(0.5)
-    assert rate_factor(100, preset) == 0.0
+    assert rate_factor(99, preset) == pytest.approx(0.025)
+    assert rate_factor(100, preset) == pytest.approx(0.1)
+    assert rate_factor(140, preset) == pytest.approx(0.5)
+    assert rate_factor(150, preset) == 0.0
 
 
 def test_the_shipped_base_matches_its_hashes_and_its_card() -> None:
