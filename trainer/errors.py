@@ -5,7 +5,6 @@ PolygraftError
     ├── RecipeError     2    the recipe or the command line is wrong; nothing was read or written
     ├── DataError       3    the rows cannot be trained or scored on
     ├── TrainingFailed  4    non-finite, diverged or unmoved weights; nothing was saved
-    ├── Unreachable     6    the server that should answer does not
     └── Interrupted     130  Ctrl-C; the state reached is saved
 """
 
@@ -42,13 +41,6 @@ class TrainingFailed(TrainerError):
 
     reason = "TRAINING_FAILED"
     exit_code = 4
-
-
-class Unreachable(TrainerError):
-    """The server named on the command line does not answer."""
-
-    reason = "SERVER_UNREACHABLE"
-    exit_code = 6
 
 
 class Interrupted(TrainerError):

@@ -2,34 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from peft import PeftModel
+
+from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE
+from polygraft.adapters.geometry import describe_base
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.manifest import Manifest, check_base, parse_manifest
 from polygraft.adapters.prompt import encode_variables
+from polygraft.adapters.weights import read_adapter
+from polygraft.client.upload import find_adapter
+from polygraft.trainer import methods
 from polygraft.trainer.data import Example
-from polygraft.trainer.frozen_base import FrozenBase
-from polygraft.trainer.generate import Answer, GreedyGenerator
-from polygraft.trainer.scoring import Ask, Prompt
+from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.frozen_base import FrozenBase, load_frozen_base, load_tokenizer
+from polygraft.trainer.generate import Answer
+from polygraft.trainer.methods.peft_wrapping import load
+from polygraft.trainer.scoring import (
+    Ask,
+    Candidate,
+    Prompt,
+    prompt_of,
+)
 from polygraft.trainer.source import build_recipe
 
+_LIMITS = AdapterLimits(max_rank=1024)
 
-def asker(base: FrozenBase, generator: GreedyGenerator) -> Ask:
-    """Ask a generator by rendering rows as the server would."""
+
+def load_candidate(path: Path, base_path: str | None) -> Candidate:
+    """The adapter in a run or PEFT directory, on the base it was made for.
+
+    `base_path` is needed where the adapter names its base by a directory. Raises RecipeError when
+    the base cannot be told, and what the strict reader and the base check raise.
+    """
+    files = find_adapter(path)
+    manifest = parse_manifest(files[MANIFEST_FILE].read_bytes()) if MANIFEST_FILE in files else None
+    base = _load_base(files, base_path)
+    geometry = describe_base(
+        base.model, base.model.config, name=base.name, fingerprint=base.fingerprint
+    )
+    if manifest is not None:
+        check_base(manifest, geometry)
+    read_adapter(files, geometry, _LIMITS, dtype=base.model.dtype)
+    peft_model = load(base.model, files[CONFIG_FILE].parent)
+    return make_candidate(base, peft_model, manifest)
+
+
+def make_candidate(
+    base: FrozenBase, peft_model: PeftModel, manifest: Manifest | None = None
+) -> Candidate:
+    """An adapter in memory; the base answers with the adapter switched off."""
+    ask_base = _asker(base, None)
+
+    def ask_bare(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:
+        with peft_model.disable_adapter():
+            return ask_base(prompt, rows)
+
+    return Candidate(
+        prompt=prompt_of(manifest) if manifest else None,
+        ask_base=ask_bare,
+        ask_adapter=_asker(base, peft_model),
+        digest=manifest.digest if manifest else None,
+    )
+
+
+def _asker(base: FrozenBase, peft_model: PeftModel | None) -> Ask:
+    """Ask a model by rendering rows as the server would."""
 
     def ask(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:
         recipe = build_recipe(prompt, base.tokenizer, base.configured_eos)
-        return generator([encode_variables(recipe, row.variables, base.tokenizer) for row in rows])
+        generate = methods.generator(base, peft_model, recipe)
+        return generate([encode_variables(recipe, row.variables, base.tokenizer) for row in rows])
 
     return ask
 
 
-def base_generator(
-    base: FrozenBase, max_new_tokens: int, stop_sequences: tuple[str, ...] = ()
-) -> GreedyGenerator:
-    """The base alone."""
-    return GreedyGenerator(
-        model=base.model,
-        tokenizer=base.tokenizer,
-        eos_token_ids=base.eos_token_ids,
-        max_new_tokens=max_new_tokens,
-        stop_sequences=stop_sequences,
-    )
+def _load_base(files: Mapping[str, Path], base_path: str | None) -> FrozenBase:
+    config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
+    name = base_path or config.get("base_model_name_or_path")
+    if not name:
+        raise RecipeError(
+            "does not say which base it was made for.",
+            file=str(files[CONFIG_FILE]),
+            hint="Give it: --base builtin:nano, a directory or a hub id.",
+        )
+    return load_frozen_base(name, load_tokenizer(name), dtype="fp32", device="cpu")

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from polygraft.trainer.collate import Collator
 from polygraft.trainer.config import RunConfig
 from polygraft.trainer.encode import Encoded
+from polygraft.trainer.sampler import LengthGroupedSampler
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -25,6 +26,15 @@ def steps_per_epoch(rows: int, config: RunConfig) -> int:
 def total_steps(rows: int, config: RunConfig) -> int:
     """Optimiser steps of the whole run."""
     return math.ceil(steps_per_epoch(rows, config) * config.optim.epochs)
+
+
+class _LengthGroupedTrainer(Trainer):
+    """Trainer with our order of rows; its own groups by length only columns of token ids."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(row.input_ids) for row in rows]
+        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
 
 
 def make_trainer(
@@ -67,7 +77,7 @@ def make_trainer(
         save_strategy="no",
         save_total_limit=1,
     )
-    trainer = Trainer(
+    trainer = _LengthGroupedTrainer(
         model=peft_model,
         args=arguments,
         train_dataset=list(rows),

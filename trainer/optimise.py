@@ -17,6 +17,7 @@ from polygraft.trainer.loop import make_trainer, steps_per_epoch
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.progress import Observer
 from polygraft.trainer.run_directory import RunDirectory
+from polygraft.trainer.source import build_recipe
 
 
 def optimise(
@@ -110,17 +111,14 @@ class _Journal:
 
 
 def _evaluator(prepared: Prepared, collator: Collator) -> Evaluator:
+    base = prepared.base
+    recipe = build_recipe(prepared.source.prompt, base.tokenizer, base.configured_eos)
     return Evaluator(
         rows=prepared.validation,
         metric=prepared.config.eval.metric,
         generate_rows=prepared.config.eval.generate.rows,
         collator=collator,
-        make_generator=lambda model: methods.generator(
-            prepared.base,
-            model,
-            max_new_tokens=prepared.max_new_tokens,
-            stop_sequences=prepared.config.data.stop_sequences,
-        ),
+        make_generator=lambda model: methods.generator(base, model, recipe),
     )
 
 

@@ -68,7 +68,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     kept = {name: [row.example for row in part.rows] for name, part in checked.items()}
     return Prepared(
         config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens),
-        source=source.with_rows(**kept),
+        source=source.with_rows(**kept).with_limit(max_new_tokens),
         train=train,
         validation=validation,
         base=base,

@@ -23,9 +23,7 @@ def write_manifest(
         config=prepared.config,
         base=base,
         geometry=prepared.geometry,
-        recipe=build_recipe(
-            source.prompt, base.tokenizer, base.configured_eos, prepared.max_new_tokens
-        ),
+        recipe=build_recipe(source.prompt, base.tokenizer, base.configured_eos),
         splits=source.splits,
         group_key=source.group_key,
         scores=_score_records(prepared, subjects),

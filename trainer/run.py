@@ -12,11 +12,9 @@ from polygraft.trainer.errors import Interrupted
 from polygraft.trainer.prepare import Prepared, prepare
 from polygraft.trainer.progress import Observer, Silent
 from polygraft.trainer.run_directory import RunDirectory
-from polygraft.trainer.scoring import Subject, best_base_prompt, score_subject
+from polygraft.trainer.scoring import Subject, score_candidate
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from polygraft.trainer.evaluation import Evaluation
 
 
@@ -70,6 +68,7 @@ def _run(
     from polygraft.trainer import methods
     from polygraft.trainer.best import trainable_tensors
     from polygraft.trainer.divergence import check_trained
+    from polygraft.trainer.local import make_candidate
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
     from polygraft.trainer.reporting import write_manifest, write_report
@@ -83,25 +82,12 @@ def _run(
     seconds = time.monotonic() - started
     check_trained(untrained, trainable_tensors(peft_model))
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
-    subjects = _score_test(prepared, peft_model) if score_test else []
+    subjects = []
+    if score_test:  # the test split is read here for the first time
+        candidate = make_candidate(prepared.base, peft_model)
+        subjects = score_candidate(candidate, prepared.source, "test")
     manifest = write_manifest(prepared, directory, subjects, seconds)
     write_report(prepared, directory, manifest, best, subjects, seconds)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
-
-
-def _score_test(prepared: Prepared, peft_model: PeftModel) -> list[Subject]:
-    """Base (under its best wording) and adapter on the test split, read here for the first time."""
-    from polygraft.trainer import methods
-    from polygraft.trainer.local import asker, base_generator
-
-    base, source = prepared.base, prepared.source
-    limits = (prepared.max_new_tokens, prepared.config.data.stop_sequences)
-    with peft_model.disable_adapter():
-        ask_base = asker(base, base_generator(base, *limits))
-        prompt = best_base_prompt(source, prepared.config.eval.metric, ask_base)
-        base_subject = score_subject("base", prompt, source.splits.test, ask_base)
-    ask_adapter = asker(base, methods.generator(base, peft_model, *limits))
-    adapter = score_subject("adapter", source.prompt, source.splits.test, ask_adapter)
-    return [base_subject, adapter]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polygraft
-from polygraft.trainer.push import ADAPTER_FILES
+from polygraft.adapters.files import REQUIRED_FILES
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +34,7 @@ def save_adapter(peft_model: PeftModel, base: FrozenBase, directory: Path) -> No
     """
     peft_model.save_pretrained(str(directory), save_embedding_layers=False)
     for extra in directory.iterdir():
-        if extra.name not in ADAPTER_FILES:
+        if extra.name not in REQUIRED_FILES:
             extra.unlink()  # PEFT's model card template, which says nothing about this run
     path = directory / "adapter_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

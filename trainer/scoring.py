@@ -16,6 +16,7 @@ from polygraft.trainer.source import Source
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from polygraft.adapters.manifest import Manifest
     from polygraft.trainer.generate import Answer
 
 Prompt = Mapping[str, Any]
@@ -25,6 +26,18 @@ Ask = Callable[[Prompt, Sequence[Example]], "list[Answer]"]
 
 WORDING_ROWS = 32
 """Validation rows on which the base's best wording is picked."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter that can be asked, beside its base, here or on a server."""
+
+    prompt: Prompt | None
+    """The prompt recipe it carries; None for a bare PEFT directory."""
+    ask_base: Ask
+    ask_adapter: Ask
+    digest: str | None
+    """Its version, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,23 @@ def score_table(subjects: Sequence[Subject], title: str) -> Table:
         values = [subject.scores[index].value for subject in subjects]
         table.add_row(score.metric, *("n/a" if v is None else f"{v:.1f}" for v in values))
     return table
+
+
+def score_candidate(candidate: Candidate, source: Source, split: str) -> list[Subject]:
+    """Base, under its best wording, and adapter on one split of the source."""
+    if candidate.prompt is not None:
+        source = source.with_prompt(candidate.prompt)
+    rows = source.splits.named()[split]
+    prompt = best_base_prompt(source, source.metric, candidate.ask_base)
+    return [
+        score_subject("base", prompt, rows, candidate.ask_base),
+        score_subject("adapter", source.prompt, rows, candidate.ask_adapter),
+    ]
+
+
+def prompt_of(manifest: Manifest) -> Prompt | None:
+    """The prompt recipe that an adapter carries, as JSON."""
+    return manifest.prompt.model_dump(mode="json") if manifest.prompt else None
 
 
 def literal_text(prompt: Prompt) -> str:

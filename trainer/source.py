@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polygraft.trainer.config import Data
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from polygraft.adapters.prompt import PromptRecipe
 
+DEFAULT_MAX_OUTPUT_TOKENS = 64
+"""For prompts that set no limit, as those for bare PEFT directories."""
 PLAIN_SEGMENTS = 1
 """Segments of a prompt that is nothing but its variable: the base gets no instruction."""
 
@@ -53,6 +56,15 @@ class Source:
         """The same source with other rows in its splits."""
         return replace(self, splits=Splits(**splits))
 
+    def with_prompt(self, prompt: Mapping[str, Any]) -> Source:
+        """The same rows in another prompt."""
+        return replace(self, prompt=prompt)
+
+    def with_limit(self, max_output_tokens: int) -> Source:
+        """The same source with that length limit in its prompt."""
+        defaults = {**self.prompt["defaults"], "max_output_tokens": max_output_tokens}
+        return replace(self, prompt={**self.prompt, "defaults": defaults})
+
     def base_prompts(self) -> list[Mapping[str, Any]]:
         """Prompts to ask the base with: as it stands, or once with each wording in front."""
         if self.is_instructed:
@@ -71,35 +83,57 @@ def load_source(data: Data, seed: int) -> Source:
     return source.with_rows(**{**source.splits.named(), "train": source.splits.train[: data.rows]})
 
 
+def scored_rows(
+    path: Path, prompt: Mapping[str, Any] | None, template: str, completion: str
+) -> Source:
+    """All rows of a file as a test split, for the prompt that an adapter carries.
+
+    `template` is the prompt where the adapter carries none.
+    """
+    segments = list(prompt["segments"]) if prompt else parse_template(template)
+    rows = read_examples(path, template_variables(segments), completion, None)
+    plain: dict[str, Any] = {
+        "segments": segments,
+        "wrap": "none",
+        "stop_sequences": [],
+        "defaults": {},
+    }
+    return Source(Splits([], [], rows), prompt or plain, _metric(rows), (), None)
+
+
 def build_recipe(
     prompt: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     eos_token_ids: Sequence[int] = (),
-    max_output_tokens: int | None = None,
 ) -> PromptRecipe:
     """The prompt as the adapter will carry it, bound to this base's tokenizer.
 
+    What the prompt says already, as one from a manifest does, stands.
     `eos_token_ids` are the ids that end a sequence on the server by themselves; the end token that
     training supervises is added to the stop tokens when it is not among them.
-    `max_output_tokens` becomes the adapter's default where the prompt has none.
     """
     import json
 
     from polygraft.adapters.prompt import PromptRecipe, hash_chat_template
 
     completed = dict(prompt)
-    defaults = {key: str(value) for key, value in prompt["defaults"].items()}
-    if max_output_tokens is not None:
-        defaults.setdefault("max_output_tokens", str(max_output_tokens))
-    completed["defaults"] = defaults
+    completed["defaults"] = {
+        "temperature": str(prompt["defaults"].get("temperature") or "0"),
+        "max_output_tokens": str(max_output_tokens(prompt)),
+    }
     if prompt["wrap"] == "chat":
-        completed["chat_template_sha256"] = hash_chat_template(tokenizer)
+        completed.setdefault("chat_template_sha256", hash_chat_template(tokenizer))
     else:
-        completed["add_bos"] = adds_bos(tokenizer)
+        completed.setdefault("add_bos", adds_bos(tokenizer))
     eos = tokenizer.eos_token_id
     if eos_token_ids and eos not in eos_token_ids:
-        completed["stop_token_ids"] = [eos]
+        completed.setdefault("stop_token_ids", [eos])
     return PromptRecipe.model_validate_json(json.dumps(completed))
+
+
+def max_output_tokens(prompt: Mapping[str, Any]) -> int:
+    """The length limit of answers to a prompt."""
+    return int(prompt["defaults"].get("max_output_tokens") or DEFAULT_MAX_OUTPUT_TOKENS)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

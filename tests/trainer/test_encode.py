@@ -98,7 +98,7 @@ def test_the_recipe_stops_at_the_token_that_was_trained(
 ) -> None:
     recipe = build_recipe(PROMPT, tokenizer, eos_token_ids=[7, EOS])
     assert recipe.stop_token_ids == ()
-    recipe = build_recipe(PROMPT, tokenizer, eos_token_ids=[7], max_output_tokens=5)
+    recipe = build_recipe(PROMPT, tokenizer, eos_token_ids=[7])
     assert recipe.stop_token_ids == (EOS,)
-    assert recipe.defaults.max_output_tokens == "8"  # the prompt's own stands
+    assert recipe.defaults.max_output_tokens == "8"
     assert isinstance(recipe, PromptRecipe)

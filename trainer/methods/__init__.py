@@ -12,6 +12,7 @@ from polygraft.trainer.config import Lora, RunConfig, SoftPrompt
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from polygraft.adapters.prompt import PromptRecipe
     from polygraft.trainer.frozen_base import FrozenBase
     from polygraft.trainer.generate import GreedyGenerator
 
@@ -54,24 +55,25 @@ def learning_rate(method: Lora | SoftPrompt, base_parameters: int) -> float:
 
 
 def generator(
-    base: FrozenBase,
-    peft_model: PeftModel,
-    max_new_tokens: int,
-    stop_sequences: tuple[str, ...] = (),
+    base: FrozenBase, peft_model: PeftModel | None, recipe: PromptRecipe
 ) -> GreedyGenerator:
-    """Greedy generation with the adapter as it is now."""
+    """Greedy generation with the adapter as it is now (None: the base alone).
+
+    Answers end where the recipe says, as they do on a server.
+    """
     from polygraft.trainer.generate import GreedyGenerator
 
+    assert recipe.defaults.max_output_tokens is not None  # build_recipe sets it
     soft_prompt = None
-    model: Any = peft_model
-    if peft_model.active_peft_config.is_prompt_learning:
+    model: Any = base.model if peft_model is None else peft_model
+    if peft_model is not None and peft_model.active_peft_config.is_prompt_learning:
         soft_prompt = peft_model.get_prompt(batch_size=1)[0].detach()
         model = peft_model.get_base_model()
     return GreedyGenerator(
         model=model,
         tokenizer=base.tokenizer,
-        eos_token_ids=base.eos_token_ids,
-        max_new_tokens=max_new_tokens,
-        stop_sequences=stop_sequences,
+        eos_token_ids=tuple(dict.fromkeys([*base.eos_token_ids, *recipe.stop_token_ids])),
+        max_new_tokens=int(recipe.defaults.max_output_tokens),
+        stop_sequences=recipe.stop_sequences,
         soft_prompt=soft_prompt,
     )

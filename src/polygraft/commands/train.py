@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polygraft.trainer.config import RunConfig
     from polygraft.trainer.run import RunResult
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 Recipe = Annotated[Path | None, typer.Argument(help="YAML file; see docs/training.md.")]
 Set = Annotated[
@@ -38,8 +38,7 @@ def train(
 ) -> None:
     """Train an adapter, score it against the base, and write a run directory.
 
-    Exit codes: 2 recipe, 3 data, 4 training failed (nothing is saved), 130 interrupted (the state
-    is kept).
+    Exit codes: 2 recipe, 3 data, 4 training failed and nothing saved, 130 interrupted, state kept.
     """
     from polygraft.trainer.errors import TrainerError
 
@@ -105,7 +104,7 @@ def _show(result: RunResult) -> None:
     console.print(f"run      {result.directory}", highlight=False, soft_wrap=True)
     console.print(f"version  {result.digest}", highlight=False, soft_wrap=True)
     console.print(
-        f"next     polygraft adapters push {result.directory} --name {result.config.name}",
+        f"next     polygraft adapters push {result.directory} {result.config.name}",
         highlight=False,
         soft_wrap=True,
     )
