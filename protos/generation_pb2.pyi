@@ -109,14 +109,16 @@ class OutputOptions(_message.Message):
     def __init__(self, logprobs: _Optional[bool] = ..., token_ids: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_token_count", "virtual_token_count", "output_token_count")
+    __slots__ = ("prompt_token_count", "virtual_token_count", "output_token_count", "cached_token_count")
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     VIRTUAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     prompt_token_count: int
     virtual_token_count: int
     output_token_count: int
-    def __init__(self, prompt_token_count: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., output_token_count: _Optional[int] = ...) -> None: ...
+    cached_token_count: int
+    def __init__(self, prompt_token_count: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., output_token_count: _Optional[int] = ..., cached_token_count: _Optional[int] = ...) -> None: ...
 
 class ServedVersion(_message.Message):
     __slots__ = ("adapter_name", "version_number", "digest")

@@ -40,6 +40,7 @@ class Answer:
         self._stops = stops
         self._timer = timer
         self._num_output_tokens = 0
+        self._num_cached_tokens = 0
 
     @property
     def seed(self) -> int:
@@ -75,6 +76,7 @@ class Answer:
             if output.error is not None:
                 raise output.error
             self._timer.record(delivery)
+            self._num_cached_tokens = output.num_cached
             shown, count = self._show(output)
             text += shown
             token_ids += output.token_ids[:count]
@@ -113,4 +115,5 @@ class Answer:
             prompt_tokens=len(self._job.prompt_token_ids),
             virtual_tokens=self._job.num_virtual,
             output_tokens=self._num_output_tokens,
+            cached_tokens=self._num_cached_tokens,
         )

@@ -219,5 +219,5 @@ async def _collect_scores(job: EngineRequest, queue: OutputQueue) -> Continuatio
     scored = zip(targets, last.logprobs, last.greedy, strict=True)
     return ContinuationScore(
         tokens=tuple(ScoredToken(token, logprob, greedy) for token, logprob, greedy in scored),
-        usage=Usage(len(job.prompt_token_ids), job.num_virtual),
+        usage=Usage(len(job.prompt_token_ids), job.num_virtual, cached_tokens=last.num_cached),
     )

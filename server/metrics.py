@@ -15,7 +15,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from polygraft import __version__
@@ -178,6 +178,12 @@ class _LiveGauges(Collector):
 
     def collect(self) -> Iterable[Metric]:
         stats = self._engine()
+        yield CounterMetricFamily(
+            "polygraft_cached_tokens", "Positions read from the prefix cache.", stats.cached_tokens
+        )
+        yield CounterMetricFamily(
+            "polygraft_preemptions", "Sequences set back to make room.", stats.preemptions
+        )
         for name, text, value in _engine_gauges(stats):
             yield GaugeMetricFamily(f"polygraft_{name}", text, value=value)
         resident = GaugeMetricFamily(

@@ -97,6 +97,7 @@ class Usage:
     prompt_tokens: int
     virtual_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0  # of the virtual and prompt positions
 
 
 class Ending(Enum):

@@ -59,6 +59,7 @@ class RunningServer:
     generation: TextGeneration
     listener: Listener
     router: OutputRouter
+    metrics: Metrics
     engine_died: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
@@ -127,7 +128,7 @@ async def run_server(
         metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
         engine = await asyncio.to_thread(load, config.model, config.engine)
         server = _build(config, engine, metrics, listener, (port, metrics_port), stack)
-        await _start(server, metrics, stack)
+        await _start(server, stack)
         yield server
 
 
@@ -189,12 +190,13 @@ def _build(
         generation=generation,
         listener=listener,
         router=router,
+        metrics=metrics,
     )
 
 
-async def _start(server: RunningServer, metrics: Metrics, stack: AsyncExitStack) -> None:
+async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
     config = server.config
-    metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
+    server.metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
     server.engine.start(server.residency, server.router.publish)
     stack.push_async_callback(asyncio.to_thread, server.engine.stop)
     await server.listener.start(

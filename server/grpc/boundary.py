@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from polygraft.adapters.errors import InvalidRequest, PolygraftError
 from polygraft.server.grpc.status import code_of, status_of
@@ -66,10 +66,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         path = str(handler_call_details.method)
-        refusal = self._refusal if path.startswith(OWN_SERVICES) else None
-        return self._wrap(handler, path.rpartition("/")[2], refusal)
+        return self._wrap(handler, path.rpartition("/")[2], path.startswith(OWN_SERVICES))
 
-    def _wrap(self, handler: Handler, method: str, refusal: PolygraftError | None) -> Handler:
+    def _wrap(self, handler: Handler, method: str, is_own: bool) -> Handler:
         behavior: Any = (
             handler.unary_unary
             or handler.unary_stream
@@ -77,8 +76,13 @@ class Boundary(grpc.aio.ServerInterceptor):
             or handler.stream_stream
         )
         read = _read_stream if handler.request_streaming else _read
-        parse = handler.request_deserializer
-        assert parse is not None  # generated handlers have one
+        assert handler.request_deserializer is not None  # generated handlers have one
+        parse = (
+            _refuse_unknown(handler.request_deserializer)
+            if is_own
+            else handler.request_deserializer
+        )
+        refusal = self._refusal if is_own else None
 
         async def answer_once(request: Any, context: Context) -> Any:
             async with self._border(method, context, refusal):
@@ -150,6 +154,24 @@ def _read(data: bytes, parse: Parse) -> Any:
             reason="UNDECODABLE_MESSAGE",
             hint="Build the request from protos/ of the version that the server runs.",
         ) from error
+
+
+def _refuse_unknown(parse: Parse) -> Parse:
+    """Why: a setting of a newer contract that is ignored makes a wrong answer without a word."""
+
+    def parse_known(data: bytes) -> Any:
+        message: Message = parse(data)
+        size = message.ByteSize()
+        message.DiscardUnknownFields()
+        if message.ByteSize() == size:
+            return message
+        raise InvalidRequest(
+            "the message has a field that this server does not know.",
+            reason="UNKNOWN_FIELD",
+            hint="Leave it out, or update the server.",
+        )
+
+    return parse_known
 
 
 async def _read_stream(messages: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Any]:

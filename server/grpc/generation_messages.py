@@ -90,6 +90,7 @@ def write_usage(usage: Usage | None) -> pb.Usage | None:
         prompt_token_count=usage.prompt_tokens,
         virtual_token_count=usage.virtual_tokens,
         output_token_count=usage.output_tokens,
+        cached_token_count=usage.cached_tokens,
     )
 
 

@@ -136,6 +136,7 @@ class FakeEngine:
             steps=0,
             preemptions=0,
             prompt_tokens=0,
+            cached_tokens=0,
             output_tokens=0,
             pool_rows=64,
             free_pool_rows=64,
@@ -201,7 +202,9 @@ class FakeEngine:
         elif sequence.num_output >= request.stopping.max_output_tokens:
             reason = FinishReason.LENGTH
         logprobs = (-0.5,) if request.logprobs else ()
-        return SequenceOutput(request.request_id, (token,), logprobs, finish_reason=reason)
+        return SequenceOutput(
+            request.request_id, (token,), logprobs, finish_reason=reason, num_cached=1
+        )
 
     def _end(self, sequence: FakeSequence, output: SequenceOutput) -> SequenceOutput:
         with self._lock:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from adapter_support.directories import lora_tensors, write_adapter
+from prometheus_client import CollectorRegistry
 
 from polygraft.adapters.files import find_files, hash_file
 from polygraft.adapters.manifest import FileRecord, Manifest
@@ -41,6 +42,10 @@ class Service:
     def address(self) -> str:
         """Where it listens."""
         return f"127.0.0.1:{self.server.port}"
+
+    def metrics(self) -> CollectorRegistry:
+        """What Prometheus would scrape."""
+        return self.server.metrics.registry
 
     def publish(
         self, name: str, folder: Path, *, recipe: Mapping[str, Any] | None = None, seed: int = 0

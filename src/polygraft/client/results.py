@@ -17,12 +17,16 @@ class Usage:
     prompt_tokens: int
     virtual_tokens: int
     output_tokens: int
+    cached_tokens: int  # of the virtual and prompt positions
 
     @classmethod
     def read(cls, message: generation_pb2.Usage) -> Usage:
         """From the wire."""
         return cls(
-            message.prompt_token_count, message.virtual_token_count, message.output_token_count
+            message.prompt_token_count,
+            message.virtual_token_count,
+            message.output_token_count,
+            message.cached_token_count,
         )
 
 
