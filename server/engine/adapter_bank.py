@@ -56,7 +56,7 @@ class AdapterBank:
         self._lock = threading.Lock()
         self._rows: dict[str, Rows] = {}
         self._prompts: dict[str, Tensor] = {}
-        self._virtual_rows_used = 0
+        self._virtual: dict[str, int] = {}  # virtual tokens of versions that have a place
 
     @property
     def num_rows(self) -> int:
@@ -85,7 +85,7 @@ class AdapterBank:
     def reserve(self, digest: str, weights: AdapterWeights) -> bool:
         """Take a place for a version; False when there is no room of its size right now."""
         with self._lock:
-            used = self._virtual_rows_used + weights.num_virtual_tokens
+            used = sum(self._virtual.values()) + weights.num_virtual_tokens
             if used > self._virtual_token_rows:
                 return False
             if weights.modules:
@@ -94,9 +94,8 @@ class AdapterBank:
                 if row0 is None:
                     return False
                 self._rows[digest] = Rows(row0, count)
-            self._virtual_rows_used = used
-            if weights.prompt_embeddings is not None:
-                self._prompts[digest] = torch.empty(0)
+            if weights.num_virtual_tokens:
+                self._virtual[digest] = weights.num_virtual_tokens
         return True
 
     def copy(self, digest: str, weights: AdapterWeights) -> None:
@@ -119,9 +118,8 @@ class AdapterBank:
             rows = self._rows.pop(digest, None)
             if rows is not None:
                 self._allocator.free(rows.row0)
-            prompt = self._prompts.pop(digest, None)
-            if prompt is not None:
-                self._virtual_rows_used -= prompt.shape[0]
+            self._prompts.pop(digest, None)
+            self._virtual.pop(digest, None)
 
     def rows(self, digest: str) -> Rows | None:
         """Rank rows of a resident version; None for a soft prompt."""
@@ -143,8 +141,8 @@ class AdapterBank:
             self._allocator.check_integrity()
             held = sum(rows.count for rows in self._rows.values())
             assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
-            virtual = sum(prompt.shape[0] for prompt in self._prompts.values())
-            assert virtual <= self._virtual_rows_used, "virtual token rows were lost"
+            held = {digest: prompt.shape[0] for digest, prompt in self._prompts.items()}
+            assert held.items() <= self._virtual.items(), "a soft prompt without a place"
 
 
 def rank_class(rank: int) -> int:
