@@ -211,6 +211,7 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
             server.registry,
             server.residency,
             server.uploads,
+            server.engine.geometry,
             _threads(stack, "adapter-io", 8),
             _threads(stack, "adapter-wait", 16),
             stall_timeout=config.stall_timeout,

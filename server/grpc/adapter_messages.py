@@ -5,7 +5,9 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from polygraft.adapters.aliases import AliasRecord
-from polygraft.adapters.manifest import canonical_json
+from polygraft.adapters.errors import AdapterIncompatible
+from polygraft.adapters.geometry import BaseGeometry
+from polygraft.adapters.manifest import canonical_json, check_base
 from polygraft.adapters.names import LIVE
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.adapters.residency import Residency, Tier
@@ -52,9 +54,10 @@ def write_alias(record: AliasRecord) -> pb.Alias:
 class AdapterWriter:
     """Writes adapters and versions with where they are now."""
 
-    def __init__(self, registry: Registry, residency: Residency) -> None:
+    def __init__(self, registry: Registry, residency: Residency, base: BaseGeometry) -> None:
         self._registry = registry
         self._residency = residency
+        self._base = base
 
     def version(self, record: VersionRecord) -> pb.AdapterVersion:
         """One version, without its manifest."""
@@ -64,7 +67,7 @@ class AdapterWriter:
             number=record.number,
             digest=record.digest,
             kind=_KINDS.get(manifest.kind, pb.ADAPTER_KIND_UNSPECIFIED),
-            is_verified=record.verified,
+            is_verified=self._is_verified(record),
             create_time=_timestamp(record.created_at),
             size_bytes=manifest.size_bytes,
             max_rank=manifest.format.max_rank,
@@ -73,6 +76,13 @@ class AdapterWriter:
             tier=_TIERS[self._residency.tier(record.digest)],
             reference_count=self._residency.references(record.digest),
         )
+
+    def _is_verified(self, record: VersionRecord) -> bool:
+        """Whether it names this very base; a store may have been filled for another one."""
+        try:
+            return check_base(record.manifest, self._base)
+        except AdapterIncompatible:
+            return False
 
     def adapter(self, name: str, record: VersionRecord | None = None) -> pb.Adapter:
         """An adapter with `record`, or with its live version if that is None."""

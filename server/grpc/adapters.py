@@ -14,6 +14,7 @@ from functools import partial
 from google.protobuf.empty_pb2 import Empty
 
 from polygraft.adapters.errors import InvalidRequest
+from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.uploads import Uploads
@@ -39,6 +40,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         registry: Registry,
         residency: Residency,
         uploads: Uploads,
+        base: BaseGeometry,
         executor: Executor,
         waiting: Executor,
         *,
@@ -48,7 +50,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._residency = residency
         self._executor = executor
         self._waiting = waiting
-        self._writer = AdapterWriter(registry, residency)
+        self._writer = AdapterWriter(registry, residency, base)
         self._uploads = UploadReceiver(uploads, executor, stall_timeout=stall_timeout)
 
     async def UploadAdapter(
