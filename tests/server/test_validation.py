@@ -1,0 +1,137 @@
+"""Refusals that need nothing but the request: the field, the value and the limit are named."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from polygraft.adapters.errors import InvalidRequest
+from polygraft.server.requests import (
+    GenerateRequest,
+    Messages,
+    Prompt,
+    SamplingOptions,
+    ScoreItem,
+    ScoreRequest,
+    StoppingOptions,
+    TokenIds,
+    Variables,
+)
+from polygraft.server.validation import RequestLimits, RequestValidator
+
+VOCAB_SIZE = 100
+VALIDATOR = RequestValidator(RequestLimits(), vocab_size=VOCAB_SIZE)
+
+
+def request(**changes: Any) -> GenerateRequest:
+    return GenerateRequest(**{"input": Prompt("Hi"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, 10.1, math.nan, math.inf, -math.inf, -0.0)),
+        *(("top_p", value) for value in (0.0, -0.0, -1.0, 1.01, math.nan, math.inf)),
+        *(("top_k", value) for value in (-1, -(2**31))),
+        *(("seed", value) for value in (-1, -(2**63))),
+    ],
+)
+def test_sampling_out_of_range_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(sampling=SamplingOptions(**{field: value})))  # type: ignore[arg-type]
+    assert caught.value.code == "INVALID_SAMPLING"
+    assert caught.value.item == f"sampling.{field}"
+    assert caught.value.allowed is not None
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingOptions(),
+        SamplingOptions(temperature=0.0, top_p=1.0, top_k=0, seed=0),
+        SamplingOptions(temperature=10.0, top_p=1e-6, top_k=2**31 - 1, seed=2**63 - 1),
+    ],
+)
+def test_sampling_at_the_limits_is_taken(sampling: SamplingOptions) -> None:
+    VALIDATOR.check_generate(request(sampling=sampling))
+
+
+@pytest.mark.parametrize(
+    ("stopping", "item"),
+    [
+        (StoppingOptions(max_output_tokens=0), "stopping.max_output_tokens"),
+        (StoppingOptions(max_output_tokens=-5), "stopping.max_output_tokens"),
+        (StoppingOptions(stop_sequences=("x",) * 17), "stopping.stop_sequences"),
+        (StoppingOptions(stop_sequences=("a", "")), "stopping.stop_sequences[1]"),
+        (StoppingOptions(stop_sequences=("é" * 129,)), "stopping.stop_sequences[0]"),
+        (StoppingOptions(stop_token_ids=tuple(range(65))), "stopping.stop_token_ids"),
+        (StoppingOptions(stop_token_ids=(VOCAB_SIZE,)), "stopping.stop_token_ids"),
+        (StoppingOptions(stop_token_ids=(-1,)), "stopping.stop_token_ids"),
+        (StoppingOptions(time_limit=0.0), "stopping.time_limit"),
+        (StoppingOptions(time_limit=-1.0), "stopping.time_limit"),
+    ],
+)
+def test_stopping_out_of_range_is_refused(stopping: StoppingOptions, item: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(stopping=stopping))
+    assert caught.value.item == item
+
+
+def test_stopping_at_the_limits_is_taken() -> None:
+    stopping = StoppingOptions(
+        max_output_tokens=1,
+        stop_sequences=("é" * 128,) * 16,
+        stop_token_ids=tuple(range(64)),
+        time_limit=0.001,
+    )
+    VALIDATOR.check_generate(request(stopping=stopping))
+
+
+@pytest.mark.parametrize(
+    ("value", "item"),
+    [
+        (Prompt("é" * ((1 << 19) + 1)), "prompt"),
+        (TokenIds((0, VOCAB_SIZE)), "token_ids"),
+        (TokenIds((-1,)), "token_ids"),
+        (Messages(()), "messages"),
+        (Messages(({"role": "user", "content": "x"},) * 257), "messages"),
+        (Messages(({"role": "user", "content": "x" * (1 << 20)},)), "messages"),
+        (Variables({str(n): "x" for n in range(65)}), "variables"),
+        (Variables({"a": "x" * ((1 << 20) + 1)}), "variables"),
+    ],
+)
+def test_inputs_over_the_limits_are_refused(value: Any, item: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(input=value, adapter="a"))
+    assert caught.value.item == item
+
+
+def test_variables_need_an_adapter() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(input=Variables({"a": "b"})))
+    assert caught.value.code == "NO_RECIPE"
+
+
+def test_a_reference_has_a_length() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(adapter="x" * 257))
+    assert caught.value.item == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("items", "place"),
+    [
+        ((), "items"),
+        ((ScoreItem(Prompt("a"), "b"),) * 257, "items"),
+        ((ScoreItem(Prompt("a"), "b"), ScoreItem(Prompt("a"), "")), "items[1].continuation"),
+        ((ScoreItem(Prompt("a"), ()),), "items[0].continuation"),
+        ((ScoreItem(TokenIds((VOCAB_SIZE,)), "b"),), "items[0].token_ids"),
+        ((ScoreItem(Prompt("a"), (VOCAB_SIZE,)),), "items[0].continuation_token_ids"),
+    ],
+)
+def test_score_items_are_refused_by_their_place(items: tuple[ScoreItem, ...], place: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_score(ScoreRequest(items))
+    assert caught.value.item == place
