@@ -22,17 +22,21 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Directory, hub id or builtin:nano (the default).")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [50051].")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="gRPC port, 0 for a free one; default 50051.")
+    ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus port, 0 for a free one [9090].")
+        int | None, typer.Option(help="Prometheus port, 0 for a free one; default 9090.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16 or float16 [auto].")
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16; default auto.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model runs [cpu].")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs; default cpu.")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Directory that keeps the adapters [.polygraft].")
+        Path | None, typer.Option(help="Directory that keeps the adapters; default .polygraft.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML or TOML file with any settings.")
