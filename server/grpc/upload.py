@@ -35,13 +35,18 @@ class UploadReceiver:
             raise InvalidRequest(
                 "the first message must be the header.", reason="INVALID_UPLOAD", item="header"
             )
-        upload = await in_thread(self._executor, self._uploads.begin, read_header(first.header))
+        header = read_header(first.header)
+        begun: list[Upload] = []
         try:
+            # Why a list: a client that goes away meanwhile takes the result of the call with it.
+            await in_thread(self._executor, lambda: begun.append(self._uploads.begin(header)))
+            [upload] = begun
             while (message := await self._next(messages)) is not None:
                 await self._write(upload, message)
             return await in_thread(self._executor, upload.finish)
         finally:
-            await in_thread(self._executor, upload.abort)
+            for upload in begun:
+                await in_thread(self._executor, upload.abort)
 
     async def _next(self, messages: Messages) -> pb.UploadAdapterRequest | None:
         """The next message; None when the client has sent all."""
