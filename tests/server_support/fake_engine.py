@@ -49,6 +49,7 @@ class FakeEngine:
     reply: str = "Hello, wörld! 😀"
     token_ids: Callable[[EngineRequest], Iterator[int]] | None = None
     tokens_per_step: int = 1
+    context_length: int = CONTEXT_LENGTH
     submit_error: Exception | None = None
     step_error: Exception | None = None
     may_step: threading.Event = field(default_factory=threading.Event)
@@ -59,9 +60,8 @@ class FakeEngine:
         self.may_step.set()
         self.tokenizer = byte_tokenizer()
         self.eos_token_ids = frozenset({EOS})
-        self.context_length = CONTEXT_LENGTH
         self.geometry = replace(
-            small_geometry(), vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH
+            small_geometry(), vocab_size=VOCAB_SIZE, context_length=self.context_length
         )
         self.bank = FakeDevice()
         self.base = SimpleNamespace(dtype=torch.float32)
@@ -69,7 +69,7 @@ class FakeEngine:
             max_requests=64,
             max_tokens=1 << 20,
             vocab_size=VOCAB_SIZE,
-            context_length=CONTEXT_LENGTH,
+            context_length=self.context_length,
         )
         self._lock = threading.Lock()
         self._live: dict[str, FakeSequence] = {}

@@ -55,9 +55,11 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(store: Path, **settings: Any) -> AsyncIterator[Service]:
+async def running_service(
+    store: Path, *, engine: FakeEngine | None = None, **settings: Any
+) -> AsyncIterator[Service]:
     """A service on this loop. At the end nothing of any request may be left."""
-    engine = FakeEngine()
+    engine = engine or FakeEngine()
     config = ServerConfig(store=store, port=0, metrics_port=0, **settings)
     async with run_server(config, load=cast(Any, engine.load)) as server:
         async with AsyncClient(f"127.0.0.1:{server.port}", timeout=10, retry=NO_RETRY) as client:
