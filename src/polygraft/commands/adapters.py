@@ -80,7 +80,7 @@ def show(
 def push(
     source: Annotated[Path, typer.Argument(help="A PEFT directory or a run of the trainer.")],
     name: Annotated[
-        str | None, typer.Argument(help="Name to publish under [the directory's name].")
+        str | None, typer.Argument(help="Name to publish under; default the directory's.")
     ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the live version.")] = False,
     alias: Annotated[str, typer.Option(help="Move this alias to the new version.")] = "",
@@ -192,7 +192,13 @@ def _upload(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = Console(stderr=True)
     with (
-        Progress(*columns, TransferSpeedColumn(), console=console, transient=True) as bar,
+        Progress(
+            *columns,
+            TransferSpeedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as bar,
         Client(server) as client,
     ):
         task = bar.add_task(f"uploading {name}", total=None)
