@@ -1,7 +1,6 @@
 """Builds a base model from a seed: tokenizer, pre-training, checks, files, card."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +39,6 @@ class BuildReport:
     seed: int
     parameters: int
     tokens: int
-    wall_minutes: float
     cpu_minutes: float
     compiled: bool
     threads: int
@@ -87,8 +85,7 @@ def build(
             window.clear()
         on_progress(step, loss)
 
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = pretrain(
+    end = pretrain(
         model,
         tokenizer,
         preset,
@@ -98,16 +95,14 @@ def build(
         state_file=out / STATE_FILE,
         save_every=save_every,
     )
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     save(out, model, tokenizer)
     report = BuildReport(
         preset_name=preset_name,
         preset=asdict(preset),
         seed=seed,
         parameters=sum(p.numel() for p in model.parameters()),
-        tokens=tokens,
-        wall_minutes=round(wall / 60, 1),
-        cpu_minutes=round(cpu / 60, 1),
+        tokens=end.tokens,
+        cpu_minutes=round(end.cpu_seconds / 60, 1),
         compiled=compiled,
         threads=torch.get_num_threads(),
         versions=_versions(),

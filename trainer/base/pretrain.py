@@ -6,10 +6,11 @@ attention is written out ("eager"): torch's fused CPU attention is slow backward
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,20 +26,13 @@ from transformers import (
 from polygraft.trainer.base.corpus import COPYING_FIRST, HARD_SKILLS, documents
 from polygraft.trainer.base.encoding import Encoder, batches
 from polygraft.trainer.base.preset import Preset
+from polygraft.trainer.base.state import Position, Stateful, load_state, save_state
 
 SHARD = 12000
 """Documents that are made, encoded and sorted by length together."""
 
 OnStep = Callable[[int, float, LlamaForCausalLM], None]
 """Called after each step with its number (from 1), its loss and the model."""
-
-
-class Stateful(Protocol):
-    """A part of a run whose state can be saved: the model, an optimizer, a schedule."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def new_model(preset: Preset, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -75,8 +69,8 @@ def pretrain(
     on_step: OnStep,
     state_file: Path,
     save_every: int = 0,
-) -> int:
-    """Trains the model in place; returns the number of tokens seen, padding not counted.
+) -> Position:
+    """Trains the model in place; returns the position at the end.
 
     With `save_every` > 0 the state of the run is written to `state_file` every so many steps. A
     state file that is already there is continued. Up to the step where the rates begin to fall, a
@@ -100,9 +94,10 @@ def pretrain(
 
     step_loss = torch.compile(loss_of, dynamic=True) if compiled else loss_of
     parts: list[Stateful] = [model, *optimizers, *schedules]
-    done, tokens = _load_state(state_file, parts) if state_file.exists() else (0, 0)
-    remaining = islice(_batches(tokenizer, preset, seed), done, None)
-    for step, (ids, weights) in enumerate(remaining, start=done + 1):
+    start = load_state(state_file, parts) if state_file.exists() else Position()
+    cpu_before = time.process_time() - start.cpu_seconds
+    at = start
+    for at, ids, weights in _batches(tokenizer, preset, seed, start):
         loss = step_loss(ids, weights)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -110,12 +105,12 @@ def pretrain(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        tokens += int((ids != 0).sum())
-        if save_every and step % save_every == 0:
-            _save_state(state_file, parts, step, tokens)
-        on_step(step, loss.item(), model)
+        if save_every and at.step % save_every == 0:
+            cpu_seconds = time.process_time() - cpu_before
+            save_state(state_file, parts, replace(at, cpu_seconds=cpu_seconds))
+        on_step(at.step, loss.item(), model)
     model.train(False)
-    return tokens
+    return replace(at, cpu_seconds=time.process_time() - cpu_before)
 
 
 def rate_factor(step: int, preset: Preset) -> float:
@@ -149,25 +144,6 @@ def _optimizers(model: LlamaForCausalLM, preset: Preset) -> list[torch.optim.Opt
     ]
 
 
-def _save_state(file: Path, parts: Sequence[Stateful], step: int, tokens: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    torch.save({"step": step, "tokens": tokens, "parts": [p.state_dict() for p in parts]}, partial)
-    partial.replace(file)
-
-
-def _load_state(file: Path, parts: Sequence[Stateful]) -> tuple[int, int]:
-    state = torch.load(file, weights_only=True)
-    for part, saved in zip(parts, state["parts"], strict=True):
-        part.load_state_dict(saved)
-        if isinstance(part, LambdaLR):  # the rate of the next step follows this run's schedule
-            for group, peak, factor in zip(
-                part.optimizer.param_groups, part.base_lrs, part.lr_lambdas, strict=True
-            ):
-                group["lr"] = peak * factor(part.last_epoch)
-    return state["step"], state["tokens"]
-
-
 def _boost(step: int, preset: Preset) -> Mapping[str, float]:
     if step < preset.copy_steps:
         return COPYING_FIRST
@@ -175,17 +151,17 @@ def _boost(step: int, preset: Preset) -> Mapping[str, float]:
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerFast, preset: Preset, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Exactly `preset.steps` batches."""
+    tokenizer: PreTrainedTokenizerFast, preset: Preset, seed: int, at: Position
+) -> Iterator[tuple[Position, Tensor, Tensor]]:
+    """The batches from a position to the last step, each with the position behind it."""
     encoder = Encoder(tokenizer, preset)
-    done = shard = 0
-    while True:
-        rng = random.Random(f"encode/{seed}/{shard}")
-        made = list(documents(f"corpus/{seed}/{shard}", SHARD, boost=_boost(done, preset)))
-        for batch in batches(encoder.encode(made, rng), preset.batch_tokens, rng):
-            yield batch
-            done += 1
-            if done == preset.steps:
-                return
-        shard += 1
+    while at.step < preset.steps:
+        rng = random.Random(f"encode/{seed}/{at.shard}")
+        boost = _boost(at.shard_start, preset)
+        made = list(documents(f"corpus/{seed}/{at.shard}", SHARD, boost=boost))
+        shard = batches(encoder.encode(made, rng), preset.batch_tokens, rng)
+        skipped = at.step - at.shard_start
+        for ids, weights in islice(shard, skipped, skipped + preset.steps - at.step):
+            at = replace(at, step=at.step + 1, tokens=at.tokens + int((ids != 0).sum()))
+            yield at, ids, weights
+        at = replace(at, shard=at.shard + 1, shard_start=at.step)

@@ -19,9 +19,12 @@ def base() -> None:
 
 @app.command()
 def build(
-    out: Annotated[Path, typer.Option(help="Folder for the new base; must be new or empty.")],
     preset: Annotated[str, typer.Option(help="nano (1 M parameters) or small (5 M).")] = "nano",
     seed: Annotated[int, typer.Option(help="Decides corpus, tokenizer, order and start.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New or empty folder for the base.", show_default="runs/PRESET-seedN"),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="One cycle of so many steps, not the preset's.")
     ] = None,
@@ -44,6 +47,7 @@ def build(
         raise CommandFailed(
             f"no preset {preset!r}; choose one of {', '.join(PRESETS)}", ExitCode.USAGE
         )
+    out = out or Path("runs") / f"{preset}-seed{seed}"
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
         raise CommandFailed(
             f"{out} exists and is not empty; choose a new folder or pass --resume", ExitCode.USAGE
