@@ -39,8 +39,9 @@ class Process:
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
     base = save_base(tmp_path / "base", tiny_llama(), byte_tokenizer())
-    settings = ["--model", str(base), "--port", "0", "--metrics-port", "0", "--dtype", "float32"]
-    command = [PROGRAM, "serve", *settings, "--store", str(tmp_path / "store"), "--set", "engine.threads=1"]
+    command = [PROGRAM, "serve", "--model", base, "--store", tmp_path / "store"]
+    command += ["--port", "0", "--metrics-port", "0", "--dtype", "float32"]
+    command += ["--set", "engine.threads=1"]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
