@@ -101,7 +101,11 @@ class RequestValidator:
         for token_id in token_ids:
             if not 0 <= token_id < self._vocab_size:
                 raise _refuse(
-                    item, token_id, f"0 to {self._vocab_size - 1}", "is not in the vocabulary"
+                    item,
+                    token_id,
+                    f"0 to {self._vocab_size - 1}",
+                    "is not in the vocabulary",
+                    reason="INVALID_TOKEN",
                 )
 
     def _check_text(self, item: str, texts: Iterable[str]) -> None:
