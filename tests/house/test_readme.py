@@ -1,5 +1,6 @@
 """Every command and Python block of the README works, word for word, against a server."""
 
+import json
 import os
 import re
 import socket
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 from house.checkout import ROOT
 
+from polygraft.trainer.tasks import make_task
+
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:50051"  # as the README writes it
 COMMANDS = re.findall(r"^polygraft (?!serve).*$", README, re.MULTILINE)
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(RECIPE,) = re.findall(r"^```yaml\n# summarize.yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent
 
 
@@ -45,6 +49,7 @@ class Session:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = tmp_path_factory.mktemp("reader")
     make_peft_directory(folder / "my-adapter")
+    make_training_files(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -72,6 +77,17 @@ def make_peft_directory(folder: Path) -> None:
     get_peft_model(base, config).save_pretrained(str(folder))
 
 
+def make_training_files(folder: Path) -> None:
+    """The recipe of the README, and the data that it names."""
+    (folder / "summarize.yaml").write_text(RECIPE)
+    rows = make_task("dsum").splits["train"][:60]
+    lines = [
+        json.dumps({"dialogue": row["variables"]["dialogue"], "summary": row["completion"]})
+        for row in rows
+    ]
+    (folder / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def wait_until_ready(reader: Session, server: "subprocess.Popen[bytes]") -> None:
     for _ in range(240):
         assert server.poll() is None, (reader.folder / "server.log").read_text()
@@ -90,8 +106,12 @@ def push(reader: Session) -> None:
 def test_the_commands_work_in_their_order(session: Session) -> None:
     script = "set -eu\n" + "\n".join(COMMANDS)
     output = session.run("bash", "-c", script)
-    assert "summarize" in output
-    assert "UNVERIFIED" in output.upper()
+    assert "summarize@1" in output
+    assert "UNVERIFIED" in output
+    assert "summarize@2" in output
+    (call,) = re.findall(r"`(client\.generate\(variables=.*?\))`", README)
+    code = f"from polygraft.client import Client; client = Client('{session.address}'); {call}"
+    session.run(BIN / "python", "-P", "-c", code)
 
 
 @pytest.mark.slow
