@@ -3,15 +3,14 @@
 PolygraftError
 ├── InvalidRequest        a field of the request is wrong; nothing was queued or written
 ├── NotFound
-│   ├── AdapterNotFound   no such name, version number, alias or digest
-│   └── UploadNotFound    no such upload
+│   └── AdapterNotFound   no such name, version number, alias or digest
 ├── AdapterInvalid        the files are broken or use a feature that is not supported
 │   ├── AdapterUnsupported
 │   └── AdapterCorrupt    stored bytes no longer match their digest
 ├── AdapterIncompatible   right files, other base: fingerprint, shape, rank over the limit
 ├── AdapterInUse          the version is referenced by an alias or by running requests
 ├── AliasConflict         the alias moved since it was read
-├── UploadConflict        the same upload id with another header
+├── ModelRefused          the base model cannot be served exactly
 ├── UploadCorrupt         declared size or sha256 does not match the bytes received
 ├── Overloaded            a queue or the adapter pool is full; retrying later may succeed
 ├── Unavailable           starting, draining, or the engine is dead
@@ -82,12 +81,6 @@ class AdapterNotFound(NotFound):
     reason = "ADAPTER_NOT_FOUND"
 
 
-class UploadNotFound(NotFound):
-    """No upload has this id."""
-
-    reason = "UPLOAD_NOT_FOUND"
-
-
 class AdapterInvalid(PolygraftError):
     """The adapter's files are broken; do not retry until they are fixed."""
 
@@ -124,10 +117,10 @@ class AliasConflict(PolygraftError):
     reason = "ALIAS_CONFLICT"
 
 
-class UploadConflict(PolygraftError):
-    """The upload id is in use with a different header."""
+class ModelRefused(PolygraftError):
+    """The base model cannot be served exactly; the message says why and what would work."""
 
-    reason = "UPLOAD_CONFLICT"
+    reason = "MODEL_REFUSED"
 
 
 class UploadCorrupt(PolygraftError):

@@ -141,8 +141,8 @@ class AdapterBank:
             self._allocator.check_integrity()
             held = sum(rows.count for rows in self._rows.values())
             assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
-            held = {digest: prompt.shape[0] for digest, prompt in self._prompts.items()}
-            assert held.items() <= self._virtual.items(), "a soft prompt without a place"
+            prompts = {digest: prompt.shape[0] for digest, prompt in self._prompts.items()}
+            assert prompts.items() <= self._virtual.items(), "a soft prompt without a place"
 
 
 def rank_class(rank: int) -> int:

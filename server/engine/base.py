@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 
-from polygraft.adapters.errors import PolygraftError
+from polygraft.adapters.errors import ModelRefused
 from polygraft.adapters.fingerprint import fingerprint_base, resolve_base
 from polygraft.adapters.geometry import BaseGeometry, describe_base
 from polygraft.server.engine.config import EngineConfig
@@ -24,12 +24,6 @@ from polygraft.server.engine.config import EngineConfig
 logger = logging.getLogger(__name__)
 
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-
-class ModelRefused(PolygraftError):
-    """The base model cannot be served exactly; the message says why and what would work."""
-
-    reason = "MODEL_REFUSED"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from polygraft.server.engine.base import LoadedBase, ModelRefused, output_head
+from polygraft.adapters.errors import ModelRefused
+from polygraft.server.engine.base import LoadedBase, output_head
 
 INTERFACE = "polygraft"
 ATTEND = "_polygraft_attend"  # attribute of each attention module: the runner's function

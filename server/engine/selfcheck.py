@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from polygraft.adapters.errors import ModelRefused
 from polygraft.server.engine.adapter_bank import AdapterBank
-from polygraft.server.engine.base import LoadedBase, ModelRefused
+from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.messages import EngineRequest, Stopping

@@ -28,7 +28,6 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
-    UploadConflict,
     UploadCorrupt,
 )
 from polygraft.server.outputs import SlowReader
@@ -44,7 +43,6 @@ ERROR_TO_CODE: tuple[tuple[type[PolygraftError], grpc.StatusCode], ...] = (
     (AdapterIncompatible, grpc.StatusCode.FAILED_PRECONDITION),
     (AdapterInUse, grpc.StatusCode.FAILED_PRECONDITION),
     (AliasConflict, grpc.StatusCode.ABORTED),
-    (UploadConflict, grpc.StatusCode.ALREADY_EXISTS),
     (UploadCorrupt, grpc.StatusCode.DATA_LOSS),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (SlowReader, grpc.StatusCode.RESOURCE_EXHAUSTED),

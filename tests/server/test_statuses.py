@@ -22,9 +22,7 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
-    UploadConflict,
     UploadCorrupt,
-    UploadNotFound,
 )
 from polygraft.protos import generation_pb2 as pb
 from polygraft.server.grpc.status import status_of
@@ -37,14 +35,12 @@ TABLE = [
     (InvalidRequest("bad.", reason="EMPTY_PROMPT"), Code.INVALID_ARGUMENT, "EMPTY_PROMPT"),
     (NotFound("none."), Code.NOT_FOUND, "NOT_FOUND"),
     (AdapterNotFound("none."), Code.NOT_FOUND, "ADAPTER_NOT_FOUND"),
-    (UploadNotFound("none."), Code.NOT_FOUND, "UPLOAD_NOT_FOUND"),
     (AdapterInvalid("broken."), Code.FAILED_PRECONDITION, "ADAPTER_INVALID"),
     (AdapterUnsupported("DoRA."), Code.FAILED_PRECONDITION, "ADAPTER_UNSUPPORTED"),
     (AdapterCorrupt("bits."), Code.FAILED_PRECONDITION, "ADAPTER_CORRUPT"),
     (AdapterIncompatible("base."), Code.FAILED_PRECONDITION, "ADAPTER_INCOMPATIBLE"),
     (AdapterInUse("used."), Code.FAILED_PRECONDITION, "ADAPTER_IN_USE"),
     (AliasConflict("moved.", metadata={"generation": "3"}), Code.ABORTED, "ALIAS_CONFLICT"),
-    (UploadConflict("other."), Code.ALREADY_EXISTS, "UPLOAD_CONFLICT"),
     (UploadCorrupt("sha256."), Code.DATA_LOSS, "UPLOAD_CORRUPT"),
     (Overloaded("full."), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     (SlowReader("slow."), Code.RESOURCE_EXHAUSTED, "SLOW_READER"),

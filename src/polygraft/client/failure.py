@@ -17,7 +17,6 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
-    UploadConflict,
     UploadCorrupt,
 )
 
@@ -30,7 +29,6 @@ _CODE_TO_ERROR: dict[grpc.StatusCode, type[PolygraftError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: AdapterInvalid,
     grpc.StatusCode.ABORTED: AliasConflict,
-    grpc.StatusCode.ALREADY_EXISTS: UploadConflict,
     grpc.StatusCode.DATA_LOSS: UploadCorrupt,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,

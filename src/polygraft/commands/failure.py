@@ -11,11 +11,11 @@ from polygraft.adapters.errors import (
     AliasConflict,
     DeadlineExpired,
     InvalidRequest,
+    ModelRefused,
     NotFound,
     Overloaded,
     PolygraftError,
     Unavailable,
-    UploadConflict,
     UploadCorrupt,
 )
 
@@ -48,7 +48,7 @@ ERROR_TO_EXIT_CODE: tuple[tuple[type[PolygraftError], ExitCode], ...] = (
     (AdapterIncompatible, ExitCode.REFUSED),
     (AdapterInUse, ExitCode.REFUSED),
     (AliasConflict, ExitCode.REFUSED),
-    (UploadConflict, ExitCode.REFUSED),
+    (ModelRefused, ExitCode.REFUSED),
     (UploadCorrupt, ExitCode.REFUSED),
     (Overloaded, ExitCode.UNREACHABLE),
     (Unavailable, ExitCode.UNREACHABLE),

@@ -11,7 +11,7 @@ from engine_support.harness import Harness, random_prompts
 from engine_support.peft_adapters import NUM_VIRTUAL, generate_alone, save_adapters
 from tiny_models import byte_tokenizer, save_base
 
-from polygraft.server.engine.base import ModelRefused
+from polygraft.adapters.errors import ModelRefused
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
 
