@@ -31,7 +31,7 @@ from polygraft.server.requests import (
     ScoreRequest,
     Usage,
 )
-from polygraft.server.text import IncrementalDetokenizer, StopSequenceFilter, special_token_ids
+from polygraft.server.text import IncrementalDetokenizer, StopSequenceFilter, TokenDecoder
 from polygraft.server.validation import RequestValidator
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class TextGeneration:
         self._worker = worker
         self._max_preparing = max_preparing
         self._num_preparing = 0
-        self._special_ids = special_token_ids(engine.tokenizer)
+        self._decoder = TokenDecoder(engine.tokenizer)
 
     @property
     def num_live(self) -> int:
@@ -98,7 +98,7 @@ class TextGeneration:
                     job,
                     version,
                     queue,
-                    IncrementalDetokenizer(self._engine.tokenizer, self._special_ids),
+                    IncrementalDetokenizer(self._decoder),
                     StopSequenceFilter(stop_sequences(request.stopping, prompt.recipe)),
                     self._metrics.start_generation(arrived_at),
                 )

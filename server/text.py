@@ -6,11 +6,10 @@ class serves one answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -19,18 +18,17 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _MAX_HELD_TOKENS = 4
 
 
-class TextDecoder(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
+class TokenDecoder:
+    """The text of token ids without special tokens. One for all answers of a base.
 
-    def decode(
-        self,
-        token_ids: list[int],
-        skip_special_tokens: bool = ...,
-        *,
-        clean_up_tokenization_spaces: bool | None = ...,
-    ) -> str | list[str]:
-        """Text of token ids."""
-        ...
+    `special_ids` are the tokens that leave no text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = tokenizer.added_tokens_decoder
+        marked = {token_id for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(marked.union(tokenizer.all_special_ids))
+        self.decode: Callable[[list[int]], str] = _shortest_way(tokenizer)
 
 
 class IncrementalDetokenizer:
@@ -42,12 +40,11 @@ class IncrementalDetokenizer:
 
     Bytes that never form a character come out as U+FFFD. With byte-fallback tokenizers their number
     may differ from that of one decode of the whole, which judges a run of byte tokens as one.
-    `special_ids` are the tokens that leave no text.
     """
 
-    def __init__(self, tokenizer: TextDecoder, special_ids: frozenset[int] = frozenset()) -> None:
-        self._tokenizer = tokenizer
-        self._special_ids = special_ids
+    def __init__(self, decoder: TokenDecoder) -> None:
+        self._decode = decoder.decode
+        self._special_ids = decoder.special_ids
         self._window: list[int] = []  # the tokens of the last piece, then those not given out
         self._num_context = 0  # how many of the window's tokens are of the last piece
         self._num_shown = 0  # characters of the window's text that were given out
@@ -91,13 +88,6 @@ class IncrementalDetokenizer:
                 return count
         return 0
 
-    def _decode(self, token_ids: list[int]) -> str:
-        text = self._tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
-
 
 class StopSequenceFilter:
     """Ends a text before the first stop sequence, wherever token borders fall.
@@ -133,11 +123,24 @@ class StopSequenceFilter:
         return held
 
 
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that `decode(skip_special_tokens=True)` leaves out."""
-    added = tokenizer.added_tokens_decoder
-    marked = {token_id for token_id, token in added.items() if token.special}
-    return frozenset(marked.union(tokenizer.all_special_ids))
+def _shortest_way(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """Why not always tokenizer.decode: it spends ten times as long on types as on decoding."""
+    kind, plain = type(tokenizer), PreTrainedTokenizerFast
+    if (
+        isinstance(tokenizer, plain)
+        and kind.decode is plain.decode
+        and kind._decode is plain._decode
+    ):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+
+    def decode(token_ids: list[int]) -> str:
+        text = tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    return decode
 
 
 def _overlap(text: str, stop: str) -> int:

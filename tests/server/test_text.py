@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from server_support.tokenizers import MAKERS, TEXTS, byte_fallback, byte_level
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from polygraft.server.text import (
     IncrementalDetokenizer,
     StopSequenceFilter,
-    special_token_ids,
+    TokenDecoder,
 )
 
 
@@ -23,7 +24,7 @@ def whole(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, ids: list[int], step: int = 1) -> list[str]:
-    detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+    detokenizer = IncrementalDetokenizer(TokenDecoder(tokenizer))
     shown = [detokenizer.push(ids[i : i + step]) for i in range(0, len(ids), step)]
     return [*shown, detokenizer.flush()]
 
@@ -73,7 +74,7 @@ def test_byte_soup_of_a_byte_fallback_tokenizer_is_shown_without_delay() -> None
     draw = random.Random(2)
     for _ in range(200):
         ids = [draw.randrange(1, 257) for _ in range(40)]
-        detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+        detokenizer = IncrementalDetokenizer(TokenDecoder(tokenizer))
         for token in ids:
             detokenizer.push([token])
             assert len(detokenizer._window) <= 12, "the window must not grow with the answer"
@@ -84,10 +85,23 @@ def test_byte_soup_of_a_byte_fallback_tokenizer_is_shown_without_delay() -> None
 def test_the_window_stays_small(make: Callable[[], PreTrainedTokenizerFast]) -> None:
     tokenizer = make()
     special = tokenizer.convert_tokens_to_ids("<sp>")
-    detokenizer = IncrementalDetokenizer(tokenizer, special_token_ids(tokenizer))
+    detokenizer = IncrementalDetokenizer(TokenDecoder(tokenizer))
     for token in [special] * 100 + tokenizer.encode(" ".join(TEXTS)) + [special] * 100:
         detokenizer.push([token])
         assert len(detokenizer._window) <= 12
+
+
+class ShoutingTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer of the kind that changes what it decodes."""
+
+    def _decode(self, *arguments: Any, **options: Any) -> str:
+        return super()._decode(*arguments, **options).upper()
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked_itself() -> None:
+    tokenizer = ShoutingTokenizer(tokenizer_object=byte_level().backend_tokenizer)  # type: ignore[no-untyped-call]
+    ids = tokenizer.encode("hello wörld", add_special_tokens=False)
+    assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids) == "HELLO WÖRLD"
 
 
 def stop_at(stops: list[str], text: str, step: int) -> tuple[str, str | None]:
