@@ -47,6 +47,8 @@ class Demo:
     console: Console
     output: Path
     base: str
+    keep: bool
+    """Whether `output` outlives the demonstration."""
     server: str = ""
     metrics: str = ""
     steps: int = 0
@@ -75,7 +77,8 @@ class Demo:
             code = process.stop()
         seconds = time.monotonic() - self.started
         self.measured |= {"server_exit_code": code, "seconds": round(seconds, 1)}
-        self._say(f"exit code {code}; {seconds:.0f} s in all")
+        kept = f"in {self.output}" if self.keep else "with --keep"
+        self._say(f"exit code {code}; {seconds:.0f} s in all. Adapters, plots and logs: {kept}.")
         return self.measured
 
     def _show(self) -> None:
@@ -103,7 +106,8 @@ class Demo:
         config = demo_recipe(recipe, base=self.base, output=self.output / "runs", threads=THREADS)
         with ProgressBar(self.console, f"{config.name:<10}") as progress:
             result = train(config, progress, score_test=False)
-        self._say(f"{result.directory / 'loss.png'}")
+        if self.keep:
+            self._say(f"loss curve: {result.directory / 'loss.png'}")
         self.measured.setdefault("training_seconds", {})[config.name] = round(result.seconds, 1)
         return result
 
@@ -193,14 +197,14 @@ class Demo:
     def _show_scores(self, bases: dict[str, Subject], adapters: list[Subject]) -> None:
         _, better, named = adapters
         shown = [
-            (subject.name, row, bases[name].answers[n].text, subject.answers[n].text)
+            (row, {"base": bases[name].answers[n].text, subject.name: subject.answers[n].text})
             for name, subject in ((SUMMARY, better), (NAMES, named))
             for n, row in enumerate(self.sources[name].splits.test[:SHOWN_ROWS])
         ]
         self.console.print(answer_table(shown))
         columns = [bases[SUMMARY], *adapters[:2], bases[NAMES], named]
         self.console.print(score_columns(columns))
-        self._say(f"{len(better.answers)} rows each; people and wordings that no training row has")
+        self._say(f"{len(better.answers)} rows each, about people whom no training row names")
         self.measured["scores"] = {
             subject.name: {score.metric: score.value for score in subject.scores}
             for subject in columns

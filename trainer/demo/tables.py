@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from polygraft.trainer.data import Example
 from polygraft.trainer.demo.prometheus import Series, mean, total
 from polygraft.trainer.scoring import Subject
 
 
-def answer_table(shown: Sequence[tuple[str, Example, str, str]]) -> Table:
-    """Rows (adapter, example, answer of the base, answer of the adapter)."""
-    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    table.add_column("adapter", no_wrap=True, style="bold")
-    table.add_column("prompt", ratio=4)
-    table.add_column("base", ratio=2)
-    table.add_column("adapter's answer", ratio=2)
-    table.add_column("wanted", ratio=2, style="dim")
-    for name, row, base, adapter in shown:
-        right = adapter.strip() == row.completion
-        text = "\n".join(row.variables.values())
-        table.add_row(
-            name, text, base, f"[green]{adapter}[/]" if right else adapter, row.completion
-        )
+def answer_table(shown: Sequence[tuple[Example, Mapping[str, str]]]) -> Table:
+    """Rows (example, name to answer); an answer equal to the reference is green."""
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False, expand=True)
+    table.add_column("prompt", ratio=1)
+    table.add_column("answers", ratio=1)
+    for row, answers in shown:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column()
+        for name, text in answers.items():
+            grid.add_row(name, Text(text, "green" if text.strip() == row.completion else ""))
+        grid.add_row("wanted", Text(row.completion, "dim"))
+        table.add_row(Text("\n".join(row.variables.values())), grid)
     return table
 
 

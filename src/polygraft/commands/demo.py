@@ -29,16 +29,15 @@ def demo(keep: Keep = False, base: Base = "builtin:nano", as_json: Json = False)
     if keep and KEPT.exists():
         raise CommandFailed(f"./{KEPT} exists; move it away first.", ExitCode.USAGE)
     if keep:
-        measured = _run(KEPT, base, as_json)
-        typer.echo(f"kept in ./{KEPT}", err=True)
+        measured = _run(KEPT, base, keep, as_json)
     else:
         with tempfile.TemporaryDirectory(prefix="polygraft-demo-") as directory:
-            measured = _run(Path(directory) / "demo", base, as_json)
+            measured = _run(Path(directory) / "demo", base, keep, as_json)
     if as_json:
         typer.echo(json.dumps(measured))
 
 
-def _run(output: Path, base: str, as_json: bool) -> dict[str, Any]:
+def _run(output: Path, base: str, keep: bool, as_json: bool) -> dict[str, Any]:
     from rich.console import Console
 
     console = Console(stderr=as_json)
@@ -46,6 +45,6 @@ def _run(output: Path, base: str, as_json: bool) -> dict[str, Any]:
         from polygraft.trainer.demo.story import Demo
         from polygraft.trainer.errors import TrainerError
     try:
-        return Demo(console, output, base).run()
+        return Demo(console, output, base, keep).run()
     except TrainerError as error:
         raise CommandFailed(str(error), ExitCode(error.exit_code)) from error
