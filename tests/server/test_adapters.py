@@ -37,7 +37,8 @@ async def test_get_shows_the_version_that_the_reference_names(
         assert (adapter.name, adapter.num_versions) == ("dsum", 2)
         assert adapter.version.digest == record.digest
         assert adapter.version.verified
-    assert json.loads(adapter.version.manifest_json)["schema"] == "polygraft.adapter/1"
+        manifest = json.loads(adapter.version.manifest_json)
+        assert manifest["schema"] == "polygraft.adapter/1"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_support.service import Service
@@ -41,7 +42,7 @@ async def test_promtool_finds_nothing_to_complain_about(
     service: Service, tmp_path: Path, promtool: Path
 ) -> None:
     await traffic(service, tmp_path / "a")
-    command = [promtool, "check", "metrics"]
+    command = [str(promtool), "check", "metrics"]
     checked = subprocess.run(command, input=scrape(service), capture_output=True, text=True)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
@@ -86,7 +87,8 @@ async def test_an_unknown_method_makes_no_series(service: Service) -> None:
     import grpc
 
     before = len(scrape(service).splitlines())
-    async with grpc.aio.insecure_channel(service.address) as channel:
+    async with grpc.aio.insecure_channel(service.address) as opened:
+        channel: Any = opened
         for index in range(5):
             with pytest.raises(grpc.aio.AioRpcError):
                 await channel.unary_unary(f"/polygraft.v1.GenerationService/Made{index}")(b"")

@@ -39,7 +39,7 @@ class Process:
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
     base = save_base(tmp_path / "base", tiny_llama(), byte_tokenizer())
-    command = [PROGRAM, "serve", "--model", base, "--store", tmp_path / "store"]
+    command = [str(PROGRAM), "serve", "--model", str(base), "--store", str(tmp_path / "store")]
     command += ["--port", "0", "--metrics-port", "0", "--dtype", "float32"]
     command += ["--set", "engine.threads=1"]
     popen = subprocess.Popen(

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -67,7 +68,7 @@ async def send(service: Service, sent: Sequence[Message]) -> pb.UploadAdapterRes
             response_deserializer=pb.UploadAdapterResponse.FromString,
         )
         try:
-            return await upload(iter(sent))  # type: ignore[no-any-return]
+            return await upload(iter(sent))
         except grpc.aio.AioRpcError as error:
             trailers = error.trailing_metadata()
             raise error_of(error.code(), error.details() or "", trailers, "here") from None
@@ -251,7 +252,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(service: Service, tmp_path:
         await may_end.wait()
 
     async with grpc.aio.insecure_channel(service.address) as channel:
-        call = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(half())
+        call: Any = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(half())
         while not service.server.ledger()["staging_files"]:
             await asyncio.sleep(0.005)
         call.cancel()
@@ -269,7 +270,7 @@ async def test_a_client_that_stalls_is_cut_off(tmp_path: Path) -> None:
 
     async with running_service(tmp_path / "store", stall_timeout=0.1) as service:
         async with grpc.aio.insecure_channel(service.address) as channel:
-            call = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)
+            call: Any = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(stalls())
         error = caught.value
@@ -293,7 +294,9 @@ async def test_uploads_beyond_the_limit_are_told_to_come_back(tmp_path: Path) ->
                 yield message
 
         async with grpc.aio.insecure_channel(service.address) as channel:
-            call = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(slow())
+            call: Any = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(
+                slow()
+            )
             while not service.server.ledger()["staging_files"]:
                 await asyncio.sleep(0.005)
             with pytest.raises(PolygraftError) as caught:

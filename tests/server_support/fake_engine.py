@@ -215,7 +215,7 @@ class FakeEngine:
 
     def _release(self, sequence: FakeSequence) -> None:
         if sequence.request.adapter is not None:
-            self._adapters.release(sequence.request.adapter)  # type: ignore[attr-defined]
+            self._adapters.release(sequence.request.adapter)
 
 
 def _scores(request: EngineRequest) -> SequenceOutput:

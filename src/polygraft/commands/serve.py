@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polygraft.adapters.errors import PolygraftError
 from polygraft.commands.failure import CommandFailed, ExitCode
 
 if TYPE_CHECKING:
@@ -75,12 +74,7 @@ def _run(overrides: dict[str, Any], file: Path | None) -> None:
 
     from polygraft.server.serve import serve as run
 
-    try:
-        code = run(loaded, _announce)
-    except PolygraftError as error:
-        if error.code == "MODEL_REFUSED":
-            raise CommandFailed(str(error), ExitCode.REFUSED) from error
-        raise
+    code = run(loaded, _announce)
     if code:
         raise CommandFailed("the engine died; the log says why.", ExitCode.INTERNAL)
     typer.echo("stopped", err=True)
