@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from polygraft.client import (
     DeadlineExpired,
     Generation,
     InvalidRequest,
+    Overloaded,
     PolygraftError,
     ScoreItem,
 )
@@ -307,6 +309,29 @@ async def test_an_adapter_that_cannot_be_loaded_is_told_to_the_request(
     with pytest.raises(PolygraftError) as caught:
         await service.client.generate("Hi", adapter="dsum")
     assert caught.value.code == "ADAPTER_CORRUPT"
+
+
+async def test_requests_that_pile_up_before_the_tokeniser_are_refused_at_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_encode = threading.Event()
+    generation = service.server.generation
+    encode = generation._encoder.encode
+
+    def slow_encode(*arguments: Any) -> Any:
+        may_encode.wait(10)
+        return encode(*arguments)
+
+    monkeypatch.setattr(generation._encoder, "encode", slow_encode)
+    monkeypatch.setattr(generation, "_max_preparing", 3)
+    taken = [asyncio.create_task(service.client.generate("Hi")) for _ in range(3)]
+    while generation.num_live < 3:
+        await asyncio.sleep(0.005)
+    with pytest.raises(Overloaded) as caught:
+        await service.client.generate("Hi")
+    assert caught.value.code == "QUEUE_FULL"
+    may_encode.set()
+    assert {answer.text for answer in await asyncio.gather(*taken)} == {service.engine.reply}
 
 
 async def test_a_request_is_refused_before_anything_is_queued(service: Service) -> None:
