@@ -139,7 +139,7 @@ class Stopping(Section):
 class Generate(Section):
     """Greedy answers generated on validation rows while training."""
 
-    rows: int = Field(default=32, gt=0)
+    rows: int = Field(default=64, gt=0)
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="none: the task's own, else from the longest completion"
     )
@@ -151,7 +151,7 @@ class Generate(Section):
 class Eval(Section):
     """Validation during the run; the best checkpoint by `metric` is the one that is kept."""
 
-    every: float = Field(default=0.5, gt=0, description="epochs between evaluations")
+    every: float = Field(default=1.0, gt=0, description="epochs between evaluations")
     metric: Literal["auto", "rougeL", "exact_match", "loss"] = "auto"
     early_stopping: Stopping | None = None
     generate: Generate = Generate()

@@ -47,13 +47,7 @@ def encode_examples(
     recipe: PromptRecipe,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Encoded]:
-    """Encode every example. Raises DataError for a completion with a special token in its text."""
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            "the base's tokenizer has no end-of-sequence token, so no completion could end.",
-            item="eos_token",
-            hint="Set eos_token in the base's tokenizer_config.json.",
-        )
+    """Encode every example. Raises DataError for a special token in its text."""
     return [_encode(example, recipe, tokenizer) for example in examples]
 
 

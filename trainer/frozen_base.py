@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from polygraft.adapters.fingerprint import Fingerprint, fingerprint_base, resolve_base
+from polygraft.trainer.errors import RecipeError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,8 +40,18 @@ class FrozenBase:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer alone: enough to check data before a large base is read."""
+    """The tokenizer alone: enough to check data before a large base is read.
+
+    Raises InvalidRequest when the base is missing, RecipeError when no completion could end.
+    """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_base(name_or_path))
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(
+            "the base's tokenizer has no end-of-sequence token, so no answer could end.",
+            file=name_or_path,
+            item="eos_token",
+            hint="Set eos_token in the base's tokenizer_config.json.",
+        )
     return tokenizer
 
 

@@ -11,7 +11,7 @@ from polygraft.trainer.best import BestCheckpoint
 from polygraft.trainer.callbacks import GracefulInterrupt, History, Validation
 from polygraft.trainer.collate import Collator
 from polygraft.trainer.divergence import largest_frozen_weight
-from polygraft.trainer.errors import Interrupted, TrainingFailed
+from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
 from polygraft.trainer.loop import make_trainer, steps_per_epoch
 from polygraft.trainer.prepare import Prepared
@@ -30,7 +30,8 @@ def optimise(
 ) -> Evaluation:
     """Train; leave the model with the tensors of its best evaluation, which is returned.
 
-    Raises TrainingFailed when the run diverged, Interrupted with the state kept on Ctrl-C.
+    Raises TrainingFailed when the run diverged, KeyboardInterrupt after Ctrl-C with a checkpoint
+    written.
     """
     config = prepared.config
     collator = Collator(prepared.base.eos_token_ids[0])
@@ -68,7 +69,7 @@ def optimise(
         trainer.train(resume_from_checkpoint=True if resumed else None)
     observer.finished()
     if interrupt.requested:
-        raise _interrupted(directory, trainer.state.global_step)
+        raise KeyboardInterrupt  # `run` keeps the state
     best.restore(peft_model)
     return _learned(start, best.evaluation)
 
@@ -119,14 +120,6 @@ def _evaluator(prepared: Prepared, collator: Collator) -> Evaluator:
         generate_rows=prepared.config.eval.generate.rows,
         collator=collator,
         make_generator=lambda model: methods.generator(base, model, recipe),
-    )
-
-
-def _interrupted(directory: RunDirectory, step: int) -> Interrupted:
-    kept = directory.keep_interrupted()
-    return Interrupted(
-        f"stopped after step {step}; the state is kept in {kept}.",
-        hint=f"Go on with: polygraft train --resume {kept}",
     )
 
 

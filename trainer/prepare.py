@@ -65,6 +65,10 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     train, validation = checked["train"].rows, checked["validation"].rows
     learning_rate = _learning_rate(config, base)
     max_new_tokens = _max_new_tokens(config, source, train)
+    observer.note(
+        f"learning rate {learning_rate:g}, judged by {_metric(config, source)}, answers of up to "
+        f"{max_new_tokens} tokens"
+    )
     kept = {name: [row.example for row in part.rows] for name, part in checked.items()}
     return Prepared(
         config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens),
@@ -117,6 +121,10 @@ def _learning_rate(config: RunConfig, base: FrozenBase) -> float:
     return config.optim.lr
 
 
+def _metric(config: RunConfig, source: Source) -> str:
+    return source.metric if config.eval.metric == "auto" else config.eval.metric
+
+
 def _max_new_tokens(config: RunConfig, source: Source, rows: Sequence[Encoded]) -> int:
     """As the recipe says; else the task's own limit; else a quarter over the longest completion."""
     if config.eval.generate.max_new_tokens is not None:
@@ -138,13 +146,14 @@ def _resolved(
 ) -> RunConfig:
     """The recipe with every `auto` replaced by what it means here."""
     evaluation = config.eval
-    metric = source.metric if evaluation.metric == "auto" else evaluation.metric
     generate = evaluation.generate.model_copy(update={"max_new_tokens": max_new_tokens})
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"max_length": max_length}),
             "optim": config.optim.model_copy(update={"lr": learning_rate}),
-            "eval": evaluation.model_copy(update={"metric": metric, "generate": generate}),
+            "eval": evaluation.model_copy(
+                update={"metric": _metric(config, source), "generate": generate}
+            ),
             "runtime": config.runtime.model_copy(update={"device": base.model.device.type}),
         }
     )

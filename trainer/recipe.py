@@ -63,7 +63,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(data, dict):
         for key in ("train", "validation", "test"):
             if isinstance(data.get(key), str):
-                data[key] = str(path.parent / data[key])
+                data[key] = str((path.parent / data[key]).resolve())
     return parse_recipe(document, file=str(path))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polygraft.trainer.config import RunConfig
-from polygraft.trainer.errors import Interrupted
+from polygraft.trainer.errors import Interrupted, TrainingFailed
 from polygraft.trainer.prepare import Prepared, prepare
 from polygraft.trainer.progress import Observer, Silent
 from polygraft.trainer.run_directory import RunDirectory
@@ -50,11 +50,39 @@ def train(
     directory = RunDirectory.reopen(resume) if resume else RunDirectory.create(config)
     try:
         return _run(prepared, directory, observer, score_test, resumed=resume is not None)
-    except Interrupted:
+    except KeyboardInterrupt:
+        raise _interrupted(directory) from None
+    except RuntimeError as error:
+        directory.discard()
+        if is_out_of_memory(error):
+            raise TrainingFailed(
+                "out of memory; nothing was saved.",
+                item="optim.batch",
+                hint="Lower it and raise optim.accumulate alike, or lower data.max_length.",
+            ) from error
         raise
     except BaseException:
         directory.discard()
         raise
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory, on a device or on the host."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _interrupted(directory: RunDirectory) -> Interrupted:
+    """Keep what training can go on from; with nothing of the kind, remove the rest."""
+    if not directory.has_checkpoint:
+        directory.discard()
+        return Interrupted("stopped before there was anything to keep.")
+    kept = directory.keep_interrupted()
+    return Interrupted(
+        f"stopped; the state is kept in {kept}.",
+        hint=f"Go on with: polygraft train --resume {kept}",
+    )
 
 
 def _run(

@@ -52,11 +52,23 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, interrupted: Path) -> RunDirectory:
-        """Take up an interrupted run, under its hidden name again."""
-        final = interrupted.with_name(interrupted.name.removesuffix(INTERRUPTED))
-        work = final.with_name(f".{final.name}")
-        interrupted.rename(work)
-        return cls(work, final)
+        """Take up an interrupted or killed run, under its hidden name again."""
+        name = interrupted.name.removesuffix(INTERRUPTED).removeprefix(".")
+        directory = cls(interrupted.with_name(f".{name}"), interrupted.with_name(name))
+        if not cls(interrupted, directory.final).has_checkpoint:
+            raise RecipeError(
+                "has no checkpoint to go on from.",
+                file=str(interrupted),
+                item="--resume",
+                hint="Start the recipe again.",
+            )
+        os.replace(interrupted, directory.work)
+        return directory
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state that training can go on from."""
+        return any(self.checkpoints.glob("checkpoint-*"))
 
     @property
     def checkpoints(self) -> Path:
@@ -102,6 +114,10 @@ class RunDirectory:
 
 
 def config_sha256(config: RunConfig) -> str:
-    """Identity of what a run computes: the recipe without name and place of the output."""
-    content = config.model_dump(mode="json", exclude={"name", "output"})
+    """Identity of what a run computes: the recipe without names and places of files."""
+    places = {"train", "validation", "test"}
+    content = config.model_dump(
+        mode="json",
+        exclude={"name": True, "output": True, "base": {"path"}, "data": places},
+    )
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,15 +1,18 @@
 """Prompt and completion to ids and labels, computed by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny_models import BOS, EOS, byte_tokenizer
+from tiny_models import BOS, EOS, byte_tokenizer, save_base, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from polygraft.adapters.prompt import PromptRecipe, encode_variables
 from polygraft.trainer.collate import Collator
 from polygraft.trainer.data import Example
 from polygraft.trainer.encode import IGNORED, encode_examples
-from polygraft.trainer.errors import DataError
+from polygraft.trainer.errors import DataError, RecipeError
+from polygraft.trainer.frozen_base import load_tokenizer
 from polygraft.trainer.source import build_recipe
 
 PROMPT = {
@@ -54,8 +57,6 @@ def test_labels_are_the_completion_and_its_end_by_position(pad_is_eos: bool) -> 
 def test_the_loss_is_that_of_the_completion_tokens(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    from tiny_models import tiny_llama
-
     model = tiny_llama()
     recipe = build_recipe(PROMPT, tokenizer)
     rows = encode_examples([example("abc", "yes"), example("z", "n")], recipe, tokenizer)
@@ -86,11 +87,12 @@ def test_a_special_token_in_the_text_is_refused(tokenizer: PreTrainedTokenizerFa
         encode_examples([example("x</s>", "y")], recipe, tokenizer)
 
 
-def test_a_tokenizer_without_end_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_tokenizer_without_end_is_refused(tmp_path: Path) -> None:
     endless = byte_tokenizer()
     endless.eos_token = None
-    with pytest.raises(DataError, match="no end-of-sequence token"):
-        encode_examples([example("x", "y")], build_recipe(PROMPT, tokenizer), endless)
+    base = save_base(tmp_path / "base", tiny_llama(), endless)
+    with pytest.raises(RecipeError, match="no end-of-sequence token"):
+        load_tokenizer(str(base))
 
 
 def test_the_recipe_stops_at_the_token_that_was_trained(

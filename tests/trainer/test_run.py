@@ -17,7 +17,7 @@ from polygraft.adapters.fingerprint import fingerprint_base
 from polygraft.adapters.manifest import parse_manifest
 from polygraft.trainer.config import RunConfig
 from polygraft.trainer.data import read_examples, rows_sha256
-from polygraft.trainer.errors import DataError, Interrupted, TrainingFailed
+from polygraft.trainer.errors import DataError, Interrupted, RecipeError, TrainingFailed
 from polygraft.trainer.frozen_base import load_tokenizer
 from polygraft.trainer.progress import Silent
 from polygraft.trainer.recipe import load_resolved
@@ -237,3 +237,37 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(make_config: MakeConfig,
     assert not kept.exists()
     name = "adapter/adapter_model.safetensors"
     assert (resumed.directory / name).read_bytes() == (whole.directory / name).read_bytes()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_leaves_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("polygraft.trainer.methods.attach", press)
+    config = make_config()
+    with pytest.raises(Interrupted, match="before there was anything to keep"):
+        train(config)
+    assert list(config.output.iterdir()) == []
+
+
+def test_out_of_memory_says_what_to_lower(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("polygraft.trainer.methods.attach", exhaust)
+    config = make_config()
+    with pytest.raises(TrainingFailed, match=r"optim.batch: out of memory.*optim.accumulate"):
+        train(config)
+    assert list(config.output.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    done = tmp_path / "toy.interrupted"
+    done.mkdir()
+    with pytest.raises(RecipeError, match="no checkpoint to go on from"):
+        train(make_config(), resume=done)
+    assert done.exists()

@@ -40,7 +40,7 @@ def demo_recipe(name: str, *, base: str, output: Path, threads: int) -> RunConfi
             **recipe,
             "name": f"{adapter}-{name}" if name != adapter else adapter,
             "base": {"path": base},
-            "eval": {"every": 1},
+            "eval": {"generate": {"rows": 32}},
             "runtime": {"threads": threads},
             "output": str(output),
         }

@@ -43,8 +43,10 @@ def _run(output: Path, base: str, keep: bool, as_json: bool) -> dict[str, Any]:
     console = Console(stderr=as_json)
     with console.status("loading torch, transformers, peft", spinner="line"):
         from polygraft.trainer.demo.story import Demo
-        from polygraft.trainer.errors import TrainerError
+        from polygraft.trainer.errors import Interrupted, TrainerError
     try:
         return Demo(console, output, base, keep).run()
+    except Interrupted:
+        raise CommandFailed("stopped, the server too.", ExitCode.INTERRUPTED) from None
     except TrainerError as error:
         raise CommandFailed(str(error), ExitCode(error.exit_code)) from error
