@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 import torch
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -34,8 +33,8 @@ async def refusal(call: object) -> tuple[grpc.StatusCode, str, str]:
     """Status code, reason and sentence of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call  # type: ignore[misc]
-    status = rpc_status.from_call(raised.value)
-    assert status is not None, "no google.rpc.Status in the trailing metadata"
+    trailers = dict(raised.value.trailing_metadata())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])  # type: ignore[arg-type]
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in status.details)
     assert info.domain == "polygraft"
