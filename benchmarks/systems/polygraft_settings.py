@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks.models import RANKS
 from benchmarks.systems import Job
 
+BLOCK_SIZE = 16  # tokens
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+
 
 def engine_settings(job: Job) -> dict[str, str | int]:
-    """Fields of `EngineConfig`: all adapters resident, all requests running at once."""
+    """Fields of `EngineConfig`: room for the workload and no more, so that memory compares.
+
+    All adapters are resident and all requests run at once. The default KV pool of 1 GiB would be
+    resident whether used or not.
+    """
+    longest = -(-job.max_sequence_tokens // BLOCK_SIZE) * BLOCK_SIZE
     return {
         "dtype": job.dtype,
         "threads": job.threads,
         "max_running": job.max_concurrency,
         "pool_rows": max(RANKS) * len(job.adapters),
+        "block_size": BLOCK_SIZE,
+        "kv_bytes": job.max_concurrency * longest * kv_bytes_per_token(job),
     }
+
+
+def kv_bytes_per_token(job: Job) -> int:
+    """Keys and values of one token in all layers."""
+    config = json.loads((job.base / "config.json").read_text())
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    heads = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    return int(heads * head_dim * ITEM_BYTES[job.dtype])
