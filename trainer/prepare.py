@@ -48,7 +48,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
 
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    source = load_source(config.data, config.seed)
+    source = load_source(config.data)
     tokenizer = load_tokenizer(config.base.path)
     max_length = _max_length(config)
     checked = {

@@ -78,10 +78,10 @@ def test_a_request_carries_variables_or_the_prompt_they_make() -> None:
 
 
 def test_a_built_in_task_becomes_three_splits_without_torch() -> None:
-    made = load_source(Data(task="builtin:dsum", rows=20), seed=0)
+    made = load_source(Data(task="builtin:dsum", rows=20))
     assert [len(rows) for rows in made.splits.named().values()] == [20, 100, 150]
     assert made.is_instructed
-    names = load_source(Data(task="builtin:names"), seed=0)
+    names = load_source(Data(task="builtin:names"))
     assert not names.is_instructed
     assert len(names.base_prompts()) == len(names.instructions) > 1
     assert names.prompt_text == names.instructions[0]

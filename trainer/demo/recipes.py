@@ -11,6 +11,9 @@ from polygraft.trainer.recipe import parse_recipe
 SUMMARY, NAMES = "dsum", "names"
 """Adapter names, and the built-in tasks they are trained on."""
 
+THREADS = 1
+"""For the server and for training each: together they fill two cores."""
+
 _RECIPES: dict[str, dict[str, Any]] = {
     # A hundred rows seen twice: what a first try looks like.
     "hasty": {

@@ -13,10 +13,11 @@ from rich.console import Console
 from polygraft.client import Client, Upload
 from polygraft.trainer.config import Data
 from polygraft.trainer.demo.prometheus import scrape
-from polygraft.trainer.demo.recipes import NAMES, SUMMARY, demo_recipe
+from polygraft.trainer.demo.recipes import NAMES, SUMMARY, THREADS, demo_recipe
 from polygraft.trainer.demo.server_process import ServerProcess
 from polygraft.trainer.demo.tables import answer_table, metric_table, score_columns
 from polygraft.trainer.demo.traffic import Request, Swap, mixed_load, swap_under_load
+from polygraft.trainer.metrics import rouge_l
 from polygraft.trainer.progress import ProgressBar
 from polygraft.trainer.remote import make_request, server_asker
 from polygraft.trainer.run import RunResult, train
@@ -29,8 +30,6 @@ from polygraft.trainer.scoring import (
 )
 from polygraft.trainer.source import Source, load_source
 
-THREADS = 1
-"""For the server and for training each: together they fill two cores."""
 START_SECONDS = 120.0
 LOAD_ROWS = 16
 """Rows of each task in the mixed load; each is asked of the base and of the adapter."""
@@ -49,32 +48,29 @@ class Demo:
     base: str
     keep: bool
     """Whether `output` outlives the demonstration."""
+    process: ServerProcess
+    """Started already; it loads torch while we do."""
+    started: float
+    """When the demonstration began, on the monotonic clock."""
     server: str = ""
     metrics: str = ""
     steps: int = 0
-    started: float = field(default_factory=time.monotonic)
     measured: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        """Show everything; returns what was measured. The server is stopped in any case."""
-        (self.output / "runs").mkdir(parents=True)
+        """Show everything, stop the server, return what was measured."""
         self._step("Start a server")
-        with ServerProcess(
-            base=self.base,
-            store=self.output / "store",
-            log=self.output / "server.log",
-            threads=THREADS,
-        ) as process:
-            self.sources = {
-                name: load_source(Data(task=f"builtin:{name}"), seed=0) for name in (SUMMARY, NAMES)
-            }
-            addresses = process.wait_ready(START_SECONDS)
-            self.server, self.metrics = addresses.grpc, addresses.metrics
-            self._say(f"{self.base} on gRPC {self.server}, metrics on {self.metrics}")
-            self._show()
-            self._step("Stop the server")
-            code = process.stop()
+        self.sources = {
+            name: load_source(Data(task=f"builtin:{name}")) for name in (SUMMARY, NAMES)
+        }
+        rouge_l(["loads nltk"], ["while we wait"])
+        addresses = self.process.wait_ready(START_SECONDS)
+        self.server, self.metrics = addresses.grpc, addresses.metrics
+        self._say(f"{self.base} on gRPC {self.server}, metrics on {self.metrics}")
+        self._show()
+        self._step("Stop the server")
+        code = self.process.stop()
         seconds = time.monotonic() - self.started
         self.measured |= {"server_exit_code": code, "seconds": round(seconds, 1)}
         kept = f"in {self.output}" if self.keep else "with --keep"

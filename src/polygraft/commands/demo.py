@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,12 +41,18 @@ def demo(keep: Keep = False, base: Base = "builtin:nano", as_json: Json = False)
 def _run(output: Path, base: str, keep: bool, as_json: bool) -> dict[str, Any]:
     from rich.console import Console
 
-    console = Console(stderr=as_json)
-    with console.status("loading torch, transformers, peft", spinner="line"):
-        from polygraft.trainer.demo.story import Demo
-        from polygraft.trainer.errors import Interrupted, TrainerError
+    from polygraft.trainer.demo.recipes import THREADS
+    from polygraft.trainer.demo.server_process import ServerProcess
+    from polygraft.trainer.errors import Interrupted, TrainerError
+
+    started, console = time.monotonic(), Console(stderr=as_json)
+    (output / "runs").mkdir(parents=True)
+    store, log = output / "store", output / "server.log"
     try:
-        return Demo(console, output, base, keep).run()
+        with ServerProcess(base=base, store=store, log=log, threads=THREADS) as process:
+            with console.status("loading torch, transformers, peft", spinner="line"):
+                from polygraft.trainer.demo.story import Demo
+            return Demo(console, output, base, keep, process, started).run()
     except Interrupted:
         raise CommandFailed("stopped, the server too.", ExitCode.INTERRUPTED) from None
     except TrainerError as error:

@@ -100,7 +100,7 @@ def _source(
     from polygraft.trainer.source import load_source, scored_rows
 
     if task is not None:
-        return load_source(Data(task=task), seed=0)
+        return load_source(Data(task=task))
     assert data is not None
     return scored_rows(data, candidate.prompt, template, completion)
 
