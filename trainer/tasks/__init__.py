@@ -1,4 +1,4 @@
-"""Made tasks with honest splits: dialogue summary, names, ticket routing, translation, stories.
+"""Made tasks with honest splits: chats, stories, tickets, a toy language.
 
 Deterministic by seed; imports no torch and nothing of the training code.
 """

@@ -51,6 +51,15 @@ def _names(rng: random.Random, split: Split) -> Row:
     }
 
 
+def _duty(rng: random.Random, split: Split) -> Row:
+    chat = make_dialogue(rng, wordings=split, held_out=split != "train")
+    return {
+        "group": chat.wording,
+        "variables": {"dialogue": chat.text},
+        "completion": f"{chat.slots['day']}: {chat.slots['b']}",
+    }
+
+
 def _story(rng: random.Random, split: Split) -> Row:
     story = make_story(rng, held_out=split != "train")
     return {"group": story.kind, "variables": {"story": story.text}, "completion": story.summary}
@@ -71,6 +80,7 @@ _MAKERS: dict[str, tuple[MakeRow, str, str, int, bool]] = {
     "dsum": (_dsum, "dialogue", "rougeL", 64, True),
     "dsum-unseen": (_dsum_unseen, "dialogue", "rougeL", 64, True),
     "names": (_names, "dialogue", "exact_match", 48, False),
+    "duty": (_duty, "dialogue", "exact_match", 32, False),
     "story": (_story, "story", "exact_match", 48, False),
     "route": (_route, "ticket", "exact_match", 8, True),
     "vel2en": (_vel2en, "text", "exact_match", 32, True),

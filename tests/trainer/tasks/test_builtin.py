@@ -60,7 +60,7 @@ def test_ids_are_unique_over_all_splits(task: Task) -> None:
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("name", ["dsum", "names"])
+@pytest.mark.parametrize("name", ["dsum", "names", "duty"])
 def test_people_of_test_rows_never_speak_in_training(name: str) -> None:
     splits = make_task(name).splits
     speakers = {
@@ -83,7 +83,7 @@ def test_dialogue_wordings_of_the_splits_are_disjoint(table: dict[str, tuple[str
     assert train | validation | test == set(choose(table, "known"))
 
 
-@pytest.mark.parametrize("name", ["dsum", "names"])
+@pytest.mark.parametrize("name", ["dsum", "names", "duty"])
 def test_rows_use_the_wordings_of_their_split(name: str) -> None:
     for split, rows in make_task(name).splits.items():
         assert all(row["group"].startswith(f"{split}-") for row in rows)
