@@ -6,14 +6,17 @@ across processes the log decides.
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Any
 
-from polygraft.adapters.errors import AliasConflict
+from polygraft.adapters.errors import AdapterCorrupt, AliasConflict
 from polygraft.adapters.log import Log
 from polygraft.adapters.names import name_path, path_name
 from polygraft.adapters.store import Store
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 10_000  # the weight of an alias's only target, in 1/10000
 
@@ -51,7 +54,12 @@ class AliasBook:
             path, alias, _ = key.removeprefix("aliases/").rsplit("/", 2)
             found.add((path_name(path), alias))
         for name, alias in found:
-            self._reload(name, alias)
+            try:
+                self._reload(name, alias)
+            except AdapterCorrupt as error:
+                # Why not raise: one damaged alias must not keep the others from being served. It
+                # resolves to nothing, rather than to where it pointed before the damage.
+                logger.error("alias %s@%s is damaged and out of use: %s", name, alias, error)
 
     def current(self, name: str, alias: str) -> AliasRecord | None:
         """Where the alias points; None when it does not exist."""
@@ -118,7 +126,11 @@ class AliasBook:
         return record
 
     def _reload(self, name: str, alias: str) -> None:
-        history = [_record(name, alias, *item) for item in self._log(name, alias).entries()]
+        history = []
+        for generation, entry in self._log(name, alias).entries():
+            if isinstance(entry, AdapterCorrupt):
+                raise entry
+            history.append(_record(name, alias, generation, entry))
         with self._lock:
             self._history[name, alias] = history
 

@@ -35,14 +35,17 @@ class Log:
         # Why: a store client may retry a create whose reply was lost; then it was ours.
         return written if self._read(key)["nonce"] == nonce else None
 
-    def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbers and entries in order, without deleted ones."""
+    def entries(self) -> Iterator[tuple[int, dict[str, Any] | AdapterCorrupt]]:
+        """Numbers and entries in order, without deleted ones; a damaged one as its error."""
         keys = list(self._store.list(self._prefix))
         deleted = {key for key in keys if key.endswith(f".{DELETED}.json")}
         for key in keys:
-            if key in deleted or key.replace(".json", f".{DELETED}.json") in deleted:
+            if key in deleted or _tombstone(key) in deleted:
                 continue
-            yield _number(key), self._read(key)
+            try:
+                yield _number(key), self._read(key)
+            except AdapterCorrupt as error:
+                yield _number(key), error
 
     def last_number(self) -> int:
         """The highest number ever written, deleted ones included; 0 for an empty log."""
@@ -51,7 +54,7 @@ class Log:
     def delete(self, number: int, reason: str) -> None:
         """Puts a tombstone beside the entry; its number is never given again."""
         record = json.dumps({"at": time.time(), "reason": reason}).encode()
-        self._store.create(self._key(number).replace(".json", f".{DELETED}.json"), record)
+        self._store.create(_tombstone(self._key(number)), record)
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:010d}.json"
@@ -64,6 +67,11 @@ class Log:
         if not isinstance(value, dict) or "nonce" not in value:
             raise AdapterCorrupt("the record lacks its fields.", file=key)
         return value
+
+
+def _tombstone(key: str) -> str:
+    """Only the end: a name in the middle of the key may hold ".json" as well."""
+    return f"{key.removesuffix('.json')}.{DELETED}.json"
 
 
 def _number(key: str) -> int:

@@ -85,7 +85,7 @@ def not_found(what: str, wanted: str, existing: Iterable[str]) -> AdapterNotFoun
     """AdapterNotFound that names the nearest of what exists."""
     names = list(existing)
     # Why so few: this answers requests on the event loop, and there may be 10 000 names.
-    similar = [name for name in names if name[0] == wanted[0]][:MAX_COMPARED]
+    similar = [name for name in names if name[:1] == wanted[:1]][:MAX_COMPARED]
     near = difflib.get_close_matches(wanted, similar, n=3, cutoff=0.5) or names[:5]
     return AdapterNotFound(
         f"there is no {what} {wanted!r}.",

@@ -52,7 +52,7 @@ class VersionRecord:
 class Registry:
     """The adapters of one store.
 
-    `in_use(digest)` says whether running requests hold a version; deletes are refused then.
+    `in_use(digest)` says whether requests or a pin hold a version; deletes are refused then.
     """
 
     def __init__(
@@ -150,7 +150,8 @@ class Registry:
             with self._lock:
                 repaired = self._corrupt.pop(digest, None)
             if repaired:
-                self._reload(name)
+                for owner in {name, *self._damaged_names(digest)}:
+                    self._reload(owner)
             record = self.find(name, digest) or self._append(name, manifest, digest)
             with contextlib.suppress(AliasConflict):  # another process was first
                 if self.live(name) is None:
@@ -276,11 +277,15 @@ class Registry:
     def _check_unused(self, record: VersionRecord) -> None:
         if self._in_use(record.digest):
             raise AdapterInUse(
-                f"running requests use {record.adapter_name}@{record.number}.",
+                f"running requests or a pin hold {record.adapter_name}@{record.number}.",
                 item="adapter",
                 found=record.digest,
-                hint="Move its aliases away and try again when the requests have ended.",
+                hint="Move its aliases away, unload it, and retry when its requests have ended.",
             )
+
+    def _damaged_names(self, digest: str) -> set[str]:
+        with self._lock:
+            return {name for (name, _), damage in self._damaged.items() if damage.found == digest}
 
     def _delete(self, record: VersionRecord) -> None:
         self._log(record.adapter_name).delete(record.number, "deleted")
@@ -292,6 +297,9 @@ class Registry:
         damaged: dict[int, AdapterCorrupt] = {}
         last = self._log(name).last_number()
         for number, entry in self._log(name).entries():
+            if isinstance(entry, AdapterCorrupt):
+                damaged[number] = entry
+                continue
             try:
                 manifest = self._blobs.manifest(entry["version"])
                 records[number] = _record(name, number, entry, manifest)
@@ -305,7 +313,8 @@ class Registry:
                 del self._damaged[known]
             for number, damage in damaged.items():
                 self._damaged[name, number] = damage
-                self._corrupt[str(damage.found)] = damage
+                if damage.found is not None:
+                    self._corrupt[str(damage.found)] = damage
 
     def _log(self, name: str) -> Log:
         return Log(self._store, f"versions/{name_path(name)}/")

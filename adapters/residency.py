@@ -170,6 +170,12 @@ class Residency:
             entry = self._table.entries.get(digest)
             return entry.references if entry else 0
 
+    def is_held(self, digest: str) -> bool:
+        """Whether requests, a pin or a load in progress hold the version."""
+        with self._changed:
+            entry = self._table.entries.get(digest)
+            return entry is not None and entry.is_held
+
     def total_references(self) -> int:
         """References on all versions together; 0 when no request is running or waiting."""
         with self._changed:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_PACKED_FOR_ROWS = 8  # the row count that the packed layout is tuned for: a decode step
+
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
@@ -35,18 +37,16 @@ class PackedLinear:
     """`y = x W^T + b` for a frozen weight.
 
     weight: [out_features, in_features]; bias: [out_features] or None. When packed, the plain copy
-    is not kept, so the weight is stored once. `rows_hint` is the row count the layout is tuned for.
+    is not kept, so the weight is stored once.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, pack: bool, rows_hint: int = 8
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, pack: bool) -> None:
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.bias = bias
         self.is_packed = pack and weight.device.type == "cpu" and can_pack(weight.dtype)
         self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows_hint)
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)
             if self.is_packed
             else weight.contiguous()
         )

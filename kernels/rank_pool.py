@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polygraft.kernels.lazy_memory import lazy_zeros
+
 
 @dataclass(frozen=True, slots=True)
 class SiteShape:
@@ -44,8 +46,8 @@ class SitePool:
     ) -> None:
         self.shape = shape
         z = len(shape.slices)
-        self.a = torch.zeros(num_rows, z, shape.in_features, dtype=dtype, device=device)
-        self.bt = torch.zeros(num_rows, shape.out_features, dtype=dtype, device=device)
+        self.a = lazy_zeros((num_rows, z, shape.in_features), dtype=dtype, device=device)
+        self.bt = lazy_zeros((num_rows, shape.out_features), dtype=dtype, device=device)
         self.scale = torch.zeros(num_rows, z, dtype=torch.float32, device=device)
 
     def clear(self, row0: int, num_rows: int) -> None:

@@ -98,11 +98,11 @@ class RunningServer:
         while not self.engine_died.is_set():
             await asyncio.sleep(_WATCH_SECONDS)
             stats = self.engine.stats()
-            age = stats.last_step_age or 0.0
-            is_stuck = stats.running > 0 and age > self.config.stuck_after
+            age = stats.step_age or 0.0
+            is_stuck = age > self.config.stuck_after
             is_healthy = stats.alive and not is_stuck
             if is_healthy != was_healthy:
-                logger.error("health: %s", "recovered" if is_healthy else f"no step for {age:g} s")
+                logger.error("health: %s", "recovered" if is_healthy else f"a step takes {age:g} s")
                 await self.listener.set_serving(is_healthy)
             was_healthy = is_healthy
             if not stats.alive:
@@ -153,7 +153,7 @@ def _build(
 ) -> RunningServer:
     limits = _limits(config)
     registry = Registry(
-        LocalStore(config.store / "store"), in_use=lambda digest: residency.references(digest) > 0
+        LocalStore(config.store / "store"), in_use=lambda digest: residency.is_held(digest)
     )
     residency = Residency(
         _reader(registry, engine, limits),
@@ -196,9 +196,9 @@ def _build(
 
 async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
     config = server.config
-    server.metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
     server.engine.start(server.residency, server.router.publish)
     stack.push_async_callback(asyncio.to_thread, server.engine.stop)
+    server.metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
     await server.listener.start(
         GenerationServicer(
             server.generation,
@@ -214,6 +214,8 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
             server.engine.geometry,
             _threads(stack, "adapter-io", 8),
             _threads(stack, "adapter-wait", 16),
+            # Apart from the others: uploads in validation must not hold a rollback up.
+            _threads(stack, "adapter-upload", config.adapters.max_uploads),
             stall_timeout=config.stall_timeout,
         ),
     )

@@ -23,8 +23,6 @@ from polygraft.server.requests import (
     Variables,
 )
 
-MAX_SEED = (1 << 63) - 1
-
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:

@@ -56,6 +56,7 @@ class BatchBuilder:
         for chunk in chunks:
             digest = chunk.sequence.request.adapter
             rows = self._bank.rows(digest) if digest is not None else None
+            assert digest is None or rows or self._bank.prompt(digest) is not None, "not resident"
             if digest is not None and rows is not None:
                 wanted[rows.count][digest] = rows.row0
                 owner[chunk.sequence.id] = (rows.count, digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class EngineConfig(BaseModel):
@@ -18,7 +18,7 @@ class EngineConfig(BaseModel):
     )
     device: Literal["cpu"] = Field("cpu", description="Where the model runs.")
     threads: int | None = Field(
-        None, gt=0, description="Compute threads; unset: one per physical core."
+        None, gt=0, description="Compute threads; unset: one per core this process may use."
     )
     max_running: int = Field(64, gt=0, le=4096, description="Sequences in one step at most.")
     max_batch_tokens: int = Field(
@@ -33,7 +33,10 @@ class EngineConfig(BaseModel):
     )
     prefix_cache: bool = Field(True, description="Reuse keys and values of equal prefixes.")
     pool_rows: int = Field(
-        512, ge=16, description="Rank rows for resident LoRA adapters (sum of padded ranks)."
+        512,
+        ge=16,
+        multiple_of=16,
+        description="Rank rows for resident LoRA adapters, in all.",
     )
     virtual_token_rows: int = Field(
         16384, ge=1, description="Virtual tokens of resident soft prompts, in total."
@@ -48,3 +51,12 @@ class EngineConfig(BaseModel):
     pack_weights: bool = Field(
         True, description="Prepack weights for the CPU (faster; off keeps plain layouts)."
     )
+
+    @model_validator(mode="after")
+    def _every_running_sequence_has_a_row(self) -> EngineConfig:
+        if self.max_batch_tokens < self.max_running:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_running "
+                f"({self.max_running}): each running sequence takes one token of every step"
+            )
+        return self

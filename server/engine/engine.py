@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -84,7 +83,7 @@ class Engine:
         self._lock = threading.Lock()  # guards the two below
         self._live: dict[str, Sequence] = {}
         self._is_alive = False
-        self._counts = StepCounts()
+        self._step_started: float | None = None
         self._thread: threading.Thread | None = None
         self._adapters: AdapterReferences
         self._publish: Publish
@@ -97,7 +96,7 @@ class Engine:
         Raises ModelRefused when the architecture cannot be served, InvalidRequest when the base
         is not found.
         """
-        torch.set_num_threads(config.threads or physical_cores())
+        torch.set_num_threads(config.threads or usable_cores())
         loaded = load_base(base, config)
         reference = reference_logits(loaded)
         probed = probe_model(loaded)
@@ -190,20 +189,18 @@ class Engine:
         """A snapshot for metrics and health."""
         with self._lock:
             live, is_alive = list(self._live.values()), self._is_alive
+        started = self._step_started
         return EngineStats(
             waiting=sum(s.state is SequenceState.WAITING for s in live),
             loading=sum(self._is_loading(s) for s in live),
             running=sum(s.state is SequenceState.RUNNING for s in live),
             total_blocks=self._blocks.num_blocks,
             free_blocks=self._blocks.num_free,
-            steps=self._counts.steps,
             preemptions=self._scheduler.num_preemptions,
-            prompt_tokens=self._counts.prompt_tokens,
             cached_tokens=self._scheduler.num_cached_tokens,
-            output_tokens=self._counts.output_tokens,
             pool_rows=self.bank.num_rows,
             free_pool_rows=self.bank.num_free_rows,
-            last_step_age=self._counts.age(time.monotonic()),
+            step_age=None if started is None else time.monotonic() - started,
             alive=is_alive,
         )
 
@@ -261,16 +258,16 @@ class Engine:
 
     def _step(self) -> bool:
         """Schedule, run, commit, publish. False when nothing could run."""
-        now = time.monotonic()
+        self._step_started = now = time.monotonic()
         outputs = [ended(sequence) for sequence in self._scheduler.sweep(now)]
         chunks = self._scheduler.plan(now)
         if chunks:
             batch = self._builder.build(chunks)
             outputs += commit(chunks, batch, self._runner.run(batch))
-            self._counts.add(chunks)
         self._settle(chunks, outputs)
         if outputs:
             self._publish(outputs)
+        self._step_started = None
         return bool(chunks)
 
     def _settle(self, chunks: list[Chunk], outputs: list[SequenceOutput]) -> None:
@@ -313,28 +310,6 @@ class Engine:
             self._publish([SequenceOutput(sequence.id, error=error) for sequence in live])
 
 
-@dataclass(slots=True)
-class StepCounts:
-    """Totals since the start. Written by the engine thread."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    finished_at: float | None = None
-
-    def add(self, chunks: list[Chunk]) -> None:
-        """Count one finished step."""
-        decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
-        self.steps += 1
-        self.output_tokens += decodes
-        self.prompt_tokens += sum(chunk.num_tokens for chunk in chunks) - decodes
-        self.finished_at = time.monotonic()
-
-    def age(self, now: float) -> float | None:
-        """Seconds since the last step."""
-        return None if self.finished_at is None else now - self.finished_at
-
-
 def num_cells(config: EngineConfig, base: LoadedBase, probed: ProbedModel) -> int:
     """KV cells within `kv_bytes`, in whole blocks; no more than all running sequences can use."""
     block_bytes = bytes_per_cell(probed.layers, base.dtype) * config.block_size
@@ -350,7 +325,7 @@ def num_cells(config: EngineConfig, base: LoadedBase, probed: ProbedModel) -> in
     return int(blocks) * config.block_size
 
 
-def physical_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use."""
     return max(
         1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

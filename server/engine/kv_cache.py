@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from polygraft.kernels.lazy_memory import lazy_zeros
 from polygraft.server.engine.probe import LayerFacts
 
 
@@ -25,11 +26,11 @@ class KVCache:
     ) -> None:
         self.num_cells = num_cells
         self.keys = [
-            torch.zeros(layer.kv_heads, num_cells, layer.head_dim, dtype=dtype, device=device)
+            lazy_zeros((layer.kv_heads, num_cells, layer.head_dim), dtype=dtype, device=device)
             for layer in layers
         ]
         self.values = [
-            torch.zeros(layer.kv_heads, num_cells, layer.value_dim, dtype=dtype, device=device)
+            lazy_zeros((layer.kv_heads, num_cells, layer.value_dim), dtype=dtype, device=device)
             for layer in layers
         ]
 

@@ -92,12 +92,9 @@ class EngineStats:
     running: int
     total_blocks: int
     free_blocks: int
-    steps: int
     preemptions: int
-    prompt_tokens: int  # computed so far
     cached_tokens: int  # positions that the prefix cache made unnecessary
-    output_tokens: int
     pool_rows: int  # rank rows of the device pool
     free_pool_rows: int
-    last_step_age: float | None  # seconds since the last step finished; None before the first
+    step_age: float | None  # seconds that the step in progress has run; None between steps
     alive: bool

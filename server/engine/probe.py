@@ -2,7 +2,7 @@
 
 A model that ignores the attention interface is only *warned* about by transformers and then gives
 wrong tokens without an error (falcon, bloom); here it is refused. What the probe records per layer
-(heads, widths, window) sizes the KV cache; config names are never trusted for it.
+(heads, widths) sizes the KV cache; config names are never trusted for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class LayerFacts:
     kv_heads: int
     head_dim: int
     value_dim: int
-    window: int | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     def record(
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        layer = LayerFacts(k.shape[0], k.shape[2], v.shape[2], window)
+        layer = LayerFacts(k.shape[0], k.shape[2], v.shape[2])
         facts.append((getattr(module, "layer_idx", -1), module, layer))
         groups = q.shape[0] // k.shape[0]
         out = torch.nn.functional.scaled_dot_product_attention(

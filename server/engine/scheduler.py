@@ -149,8 +149,10 @@ class Scheduler:
         if blocks is None:
             self.blocks.free(sequence.take_blocks())
             return 0
+        self.num_cached_tokens += sequence.num_computed
+        if sequence.first_scheduled_at is None:
+            sequence.num_cached = sequence.num_computed
         sequence.add_blocks(blocks)
-        self.num_cached_tokens += sequence.num_cached
         return size
 
     def _share_prefix(self, sequence: Sequence) -> None:
@@ -160,7 +162,7 @@ class Scheduler:
         found = self.blocks.lookup(keys)
         self.blocks.share(found)
         sequence.add_blocks(found)
-        sequence.num_computed = sequence.num_cached = len(found) * sequence.block_size
+        sequence.num_computed = len(found) * sequence.block_size
         sequence.num_indexed = len(found)
 
     def index_blocks(self, sequence: Sequence) -> None:

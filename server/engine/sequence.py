@@ -35,7 +35,7 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
         self.num_computed = 0
-        self.num_cached = 0  # of those, read from the prefix cache at the last admission
+        self.num_cached = 0  # positions read from the prefix cache when first admitted
         self.num_indexed = 0  # blocks that were offered to the prefix cache
         self.keys = BlockKeys(
             adapter=request.adapter,
@@ -119,5 +119,5 @@ class Sequence:
         blocks, self.blocks = self.blocks, []
         self._cells = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
-        self.num_computed = self.num_cached = self.num_indexed = 0
+        self.num_computed = self.num_indexed = 0
         return blocks

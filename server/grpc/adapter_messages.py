@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from polygraft.adapters.aliases import AliasRecord
-from polygraft.adapters.errors import AdapterIncompatible
+from polygraft.adapters.errors import AdapterCorrupt, AdapterIncompatible, AdapterNotFound
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.manifest import canonical_json, check_base
 from polygraft.adapters.names import LIVE
@@ -89,7 +91,9 @@ class AdapterWriter:
         aliases = self._registry.aliases(name)
         numbers = {alias.alias: alias.number for alias in aliases}
         if record is None and LIVE in numbers:
-            record = self._registry.version(name, numbers[LIVE])
+            # A damaged version is left out here; asking for it says what is wrong with it.
+            with suppress(AdapterCorrupt, AdapterNotFound):
+                record = self._registry.version(name, numbers[LIVE])
         return pb.Adapter(
             name=name,
             version_count=len(self._registry.versions(name)),

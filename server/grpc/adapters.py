@@ -43,6 +43,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         base: BaseGeometry,
         executor: Executor,
         waiting: Executor,
+        uploading: Executor,
         *,
         stall_timeout: float,
     ) -> None:
@@ -51,7 +52,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._executor = executor
         self._waiting = waiting
         self._writer = AdapterWriter(registry, residency, base)
-        self._uploads = UploadReceiver(uploads, executor, stall_timeout=stall_timeout)
+        self._uploads = UploadReceiver(uploads, uploading, stall_timeout=stall_timeout)
 
     async def UploadAdapter(
         self, requests: AsyncIterator[pb.UploadAdapterRequest], context: Context
@@ -129,7 +130,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return self._writer.version(record)
 
     async def _wait(self, wait: Callable[..., None], context: Context) -> None:
-        """`wait(timeout=...)` until the caller's deadline. It changes nothing when abandoned."""
+        """`wait(timeout=...)` until the caller's deadline; it goes on if the caller leaves."""
         deadline = deadline_of(context)
         timeout = MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
         wait = partial(wait, timeout=min(timeout, MAX_WAIT_SECONDS))

@@ -226,7 +226,7 @@ def test_versions_that_an_alias_or_a_request_holds_are_not_deleted(
     with pytest.raises(AdapterInUse, match="sum@1 is the target of live"):
         registry.delete_version("sum", 1)
     used.add(second.digest)
-    with pytest.raises(AdapterInUse, match="running requests use sum@2"):
+    with pytest.raises(AdapterInUse, match="running requests or a pin hold sum@2"):
         registry.delete_version("sum", 2)
     with pytest.raises(AdapterInUse):
         registry.delete_adapter("sum")
@@ -365,3 +365,40 @@ def test_every_acknowledged_publish_survives_kill_9(tmp_path: Path, press: Press
         for record in registry.versions("sum"):
             assert registry.files(record.digest)  # whole, acknowledged or not
     assert len(acknowledged) > 8
+
+
+def test_a_deleted_version_of_a_name_with_json_in_it_stays_deleted(
+    store: Store, press: Press
+) -> None:
+    registry = Registry(store)
+    for content in (1, 2):
+        press.publish(registry, "foo.json", content)
+    registry.move_alias("foo.json", "live", 2)
+    registry.delete_version("foo.json", 1)
+    assert [record.number for record in Registry(store).versions("foo.json")] == [2]
+
+
+def test_a_damaged_log_record_costs_its_own_version_or_alias_only(
+    store: Store, press: Press
+) -> None:
+    registry = Registry(store)
+    for content in (1, 2):
+        press.publish(registry, "a", content)
+    press.publish(registry, "b", 3)
+    for key in ("versions/_/a/0000000001.json", "aliases/_/b/live/0000000001.json"):
+        store.delete(key)
+        assert store.create(key, b"not JSON")
+    fresh = Registry(store)
+    assert fresh.resolve("a@2").number == 2
+    assert fresh.resolve("b@1").number == 1
+    with pytest.raises(AdapterCorrupt):
+        fresh.version("a", 1)
+    with pytest.raises(AdapterNotFound):
+        fresh.resolve("b")
+
+
+def test_an_empty_name_is_answered_like_any_unknown_one(store: Store, press: Press) -> None:
+    registry = Registry(store)
+    press.publish(registry, "a", 1)
+    with pytest.raises(AdapterNotFound):
+        registry.versions("")

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from engine_support.architectures import VOCAB
 from engine_support.harness import random_prompts
 from safetensors.torch import load_file, save_file
 
-from polygraft.client import DeadlineExpired
+from polygraft.client import AdapterInUse, DeadlineExpired
 
 if TYPE_CHECKING:
     from conftest import Served
@@ -135,3 +136,14 @@ async def test_more_adapters_than_device_rows_take_turns(served: Served, tmp_pat
     assert len(digests) == len(names)
     assert (await settle(served))["adapter_references"] == 0
     served.server.check_integrity()
+
+
+async def test_a_pinned_version_is_not_deleted_until_it_is_unloaded(served: Served) -> None:
+    client = served.client
+    await served.push("a", served.saved.adapters["lora4"])
+    await client.load_adapter("a", pin=True)
+    with pytest.raises(AdapterInUse):
+        await client.delete_adapter("a")
+    await client.unload_adapter("a")
+    await client.delete_adapter("a")
+    assert not await client.list_adapters()

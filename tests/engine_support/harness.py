@@ -63,6 +63,7 @@ class Answer:
     logits: list[Tensor] = field(default_factory=list)  # [vocab_size] per output token
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    num_cached: int = 0
 
     @property
     def is_done(self) -> bool:
@@ -144,6 +145,7 @@ class Harness:
             answer.logprobs += output.logprobs
             answer.greedy += output.greedy
             answer.finish_reason, answer.error = output.finish_reason, output.error
+            answer.num_cached = output.num_cached
 
     def _record_logits(self) -> None:
         run = self.engine._runner.run

@@ -124,7 +124,7 @@ async def test_health_follows_an_engine_that_is_stuck_and_recovers(tmp_path: Pat
         def stats(self) -> Any:
             import dataclasses
 
-            return dataclasses.replace(super().stats(), last_step_age=self.age)
+            return dataclasses.replace(super().stats(), step_age=self.age)
 
     engine = StuckEngine(token_ids=lambda request: itertools.repeat(0))
     async with running_service(tmp_path / "store", engine=engine, stuck_after=0.1) as service:

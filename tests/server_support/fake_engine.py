@@ -133,14 +133,11 @@ class FakeEngine:
             running=running,
             total_blocks=8,
             free_blocks=8 - min(8, running),
-            steps=0,
             preemptions=0,
-            prompt_tokens=0,
             cached_tokens=0,
-            output_tokens=0,
             pool_rows=64,
             free_pool_rows=64,
-            last_step_age=None,
+            step_age=None,
             alive=self._is_alive,
         )
 

@@ -100,6 +100,16 @@ def push(
     """
     if not source.is_dir():
         raise CommandFailed(f"{source} is not a directory.", ExitCode.USAGE)
+    if promote and alias not in ("", LIVE):
+        raise CommandFailed("--promote moves live; give it or --alias, not both.", ExitCode.USAGE)
+    from polygraft.adapters.names import NAME
+
+    if name is None and not NAME.fullmatch(source.resolve().name):
+        raise CommandFailed(
+            f"the directory's name {source.resolve().name!r} is not an adapter name. "
+            "Give one: polygraft adapters push DIR NAME.",
+            ExitCode.USAGE,
+        )
     target = LIVE if promote else alias
     published = _upload(
         source,

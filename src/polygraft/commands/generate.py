@@ -61,6 +61,10 @@ def generate(
         "time_limit": time_limit,
     }
     options: GenerateOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
+    if raw and (var or system is not None):
+        raise CommandFailed(
+            "--raw sends the text as it is; leave --var and --system out.", ExitCode.USAGE
+        )
     with Client(server) as client:
         if not raw:
             text = _choose_input(client, text, options, var or [], system)

@@ -20,6 +20,8 @@ from polygraft.adapters.errors import (
     PolygraftError,
     Unavailable,
 )
+from polygraft.server.engine.batch import ForwardBatch
+from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.messages import (
     EngineRequest,
     FinishReason,
@@ -288,3 +290,45 @@ def test_packed_and_plain_weights_agree(tiny_base: TinyBase) -> None:
     assert answers[0].token_ids == answers[1].token_ids
     difference = torch.stack(answers[0].logits) - torch.stack(answers[1].logits)
     assert difference.abs().max() <= 1e-4
+
+
+def test_the_age_of_a_step_is_that_of_the_step_in_progress(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    harness.submit("r", [1, 2, 3], max_output_tokens=3)
+    harness.run()
+    time.sleep(0.05)
+    assert harness.engine.stats().step_age is None, "an idle engine is not stuck"
+    seen: list[float | None] = []
+    run = harness.engine._runner.run
+
+    def slow(batch: ForwardBatch) -> torch.Tensor:
+        time.sleep(0.05)
+        seen.append(harness.engine.stats().step_age)
+        return run(batch)
+
+    harness.engine._runner.run = slow  # type: ignore[method-assign]
+    harness.submit("r2", [1, 2, 3], max_output_tokens=1)
+    harness.run()
+    assert seen[0] is not None
+    assert 0.05 <= seen[0] < 5
+
+
+def test_a_time_limit_still_tells_what_came_from_the_cache(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    prompt = [5, 6, 7, 8] * 10
+    harness.submit("warm", prompt, max_output_tokens=1)
+    harness.run()
+    harness.submit("late", prompt, max_output_tokens=150, time_limit=0.1)
+    harness.run_step()
+    time.sleep(0.12)
+    harness.run()
+    assert harness.answers["late"].finish_reason is FinishReason.TIME_LIMIT
+    assert harness.answers["late"].num_cached == 32
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pool_rows": 100}, {"max_running": 64, "max_batch_tokens": 32}], ids=str
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"pool_rows|max_batch_tokens"):
+        EngineConfig.model_validate(settings)
