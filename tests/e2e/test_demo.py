@@ -33,6 +33,8 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     assert names >= 90
     assert names - scores["base, names"]["exact_match"] >= 35
 
+    assert measured["names_in_known_wording"] >= 90
+
     assert measured["mixed_load"]["failed"] == 0
     swap = measured["swap"]
     assert swap["failed"] == 0

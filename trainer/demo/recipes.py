@@ -24,7 +24,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "full": {
         "data": {"task": f"builtin:{SUMMARY}"},
         "method": {"kind": "lora", "r": 8},
-        "optim": {"epochs": 4},
+        "optim": {"epochs": 3},
     },
     "names": {
         "data": {"task": f"builtin:{NAMES}"},

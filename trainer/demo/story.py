@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from polygraft.client import Client, Upload
+from polygraft.trainer.base.skills import NAMES_WORDINGS
 from polygraft.trainer.config import Data
 from polygraft.trainer.demo.prometheus import scrape
 from polygraft.trainer.demo.recipes import NAMES, SUMMARY, THREADS, demo_recipe
@@ -95,6 +96,7 @@ class Demo:
         adapters = [self._score(u) for u in (first, swap.upload, named)]
         self._compare_with_alone(swap, {1: adapters[0], 2: adapters[1]})
         self._show_scores(bases, adapters)
+        self._ask_in_a_known_wording()
         self._step("What the server counted")
         self.console.print(metric_table(scrape(self.metrics)))
 
@@ -205,6 +207,18 @@ class Demo:
             subject.name: {score.metric: score.value for score in subject.scores}
             for subject in columns
         }
+
+    def _ask_in_a_known_wording(self) -> None:
+        """What a soft prompt is: it finds a skill that the base has, it does not add one."""
+        source, wording = self.sources[NAMES], NAMES_WORDINGS[0]
+        segments = [{"text": f"{wording}\n"}, *source.prompt["segments"]]
+        subject = self._score_base(NAMES, {**source.prompt, "segments": segments})
+        value = subject.value("exact_match")
+        self._say(
+            f'Asked in the words of its pre-training, "{wording}", the base has {value:.1f} exact '
+            f"matches: {NAMES} calls up a skill of the base, {SUMMARY} teaches one."
+        )
+        self.measured["names_in_known_wording"] = value
 
     def _step(self, title: str) -> None:
         self.steps += 1
