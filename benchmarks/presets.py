@@ -37,7 +37,13 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset("tiny", (Setting(4, 1, 2), Setting(4, 4, 8)), 1, (4, 16), 8),
-    "quick": Preset("smollm2-135m", (Setting(8, 1, 3), Setting(8, 8, 16)), 2, (32, 128), 64),
+    "quick": Preset(
+        "smollm2-135m",
+        (Setting(16, 1, 3), Setting(16, 8, 16), Setting(16, 32, 64)),
+        2,
+        (32, 128),
+        64,
+    ),
     "full": Preset(
         "smollm2-135m",
         (

@@ -14,8 +14,8 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 def engine_settings(job: Job) -> dict[str, str | int]:
     """Fields of `EngineConfig`: room for the workload and no more, so that memory compares.
 
-    All adapters are resident and all requests run at once. The default KV pool of 1 GiB would be
-    resident whether used or not.
+    All adapters are resident and all requests run at once. Rounds repeat their prompts, so the
+    prefix cache is off: it would answer from memory what the other systems compute.
     """
     longest = -(-job.max_sequence_tokens // BLOCK_SIZE) * BLOCK_SIZE
     return {
@@ -24,6 +24,7 @@ def engine_settings(job: Job) -> dict[str, str | int]:
         "max_running": job.max_concurrency,
         "pool_rows": max(RANKS) * len(job.adapters),
         "block_size": BLOCK_SIZE,
+        "prefix_cache": False,
         "kv_bytes": job.max_concurrency * longest * kv_bytes_per_token(job),
     }
 

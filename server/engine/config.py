@@ -22,10 +22,10 @@ class EngineConfig(BaseModel):
     )
     max_running: int = Field(64, gt=0, le=4096, description="Sequences in one step at most.")
     max_batch_tokens: int = Field(
-        1024, gt=0, description="Tokens computed in one step at most (decodes and prefill chunks)."
+        256, gt=0, description="Tokens computed in one step at most (decodes and prefill chunks)."
     )
     max_chunk: int = Field(
-        256, gt=0, description="Prompt tokens of one sequence in one step; bounds token latency."
+        128, gt=0, description="Prompt tokens of one sequence in one step; bounds token latency."
     )
     block_size: int = Field(16, gt=0, le=1024, description="Tokens per KV block.")
     kv_bytes: int = Field(
