@@ -111,7 +111,7 @@ def _run(
     check_trained(untrained, trainable_tensors(peft_model))
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
     subjects = []
-    if score_test:  # the test split is read here for the first time
+    if score_test:  # the first and only time that the test split is answered
         candidate = make_candidate(prepared.base, peft_model)
         subjects = score_candidate(candidate, prepared.source, "test")
     manifest = write_manifest(prepared, directory, subjects, seconds)

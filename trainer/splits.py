@@ -13,7 +13,7 @@ from polygraft.trainer.errors import DataError
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits of a run. `test` is not read before the final scoring."""
+    """The three splits of a run. `test` is checked, but not scored before the end."""
 
     train: list[Example]
     validation: list[Example]
