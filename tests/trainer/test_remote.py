@@ -1,0 +1,45 @@
+"""Scoring through a running server gives what scoring in this process gives."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from polygraft.cli import app
+from polygraft.client import Client
+from polygraft.trainer.config import RunConfig
+from polygraft.trainer.demo.server_process import ServerProcess
+from polygraft.trainer.run import train
+
+
+def score(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["score", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_server_and_local_answers_score_the_same(
+    make_config: Callable[..., RunConfig], tiny_base: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    run = train(make_config(), score_test=False)
+    log, store = tmp_path / "log", tmp_path / "store"
+    with ServerProcess(base=str(tiny_base), store=store, log=log, threads=1) as server:
+        address = server.wait_ready(120).grpc
+        with Client(address) as client:
+            digest = client.upload_adapter(run.directory, "toy").version.digest
+            bare_files = run.directory / "adapter"
+            client.upload_adapter(bare_files, "toy", alias="bare", allow_unverified_base=True)
+        remote = score("toy@live", "--data", toy_file, "--server", address, "--json")
+        bare = score("toy@bare", "--data", toy_file, "--server", address, "--json")
+        missing = score("tou", "--data", toy_file, "--server", address)
+    local = score(run.directory, "--data", toy_file, "--base", tiny_base, "--json")
+    assert (remote[0], local[0]) == (0, 0)
+    assert json.loads(remote[1]) == json.loads(local[1])
+    assert json.loads(remote[1])["digest"] == digest
+    bare_local = score(bare_files, "--data", toy_file, "--base", tiny_base, "--json")
+    assert json.loads(bare[1])["subjects"] == json.loads(bare_local[1])["subjects"]
+    assert json.loads(bare_local[1])["digest"] is None
+    assert missing[0] == 2
+    assert "toy" in missing[2]  # names what there is
+    gone = score("toy", "--data", toy_file, "--server", address)
+    assert gone[0] == 6
