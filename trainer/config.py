@@ -161,7 +161,9 @@ class Runtime(Section):
     """The machine."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, gt=0, description="none: what torch picks")
+    threads: int | None = Field(
+        default=None, gt=0, description="none: 1 for small bases, else torch's"
+    )
 
 
 class RunConfig(Section):

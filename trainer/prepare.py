@@ -41,13 +41,9 @@ class Prepared:
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load and check the data, then the base; resolve what the recipe left to the trainer."""
-    import torch
-
     from polygraft.adapters.geometry import describe_base
     from polygraft.trainer.frozen_base import load_frozen_base, load_tokenizer
 
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
     source = load_source(config.data)
     tokenizer = load_tokenizer(config.base.path)
     max_length = _max_length(config)
@@ -59,6 +55,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         observer.note(note)
     device = _device(config.runtime.device)
     base = load_frozen_base(config.base.path, tokenizer, dtype=config.base.dtype, device=device)
+    threads = _set_threads(config, base)
     geometry = describe_base(
         base.model, base.model.config, name=base.name, fingerprint=base.fingerprint
     )
@@ -71,7 +68,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     )
     kept = {name: [row.example for row in part.rows] for name, part in checked.items()}
     return Prepared(
-        config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens),
+        config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens, threads),
         source=source.with_rows(**kept).with_limit(max_new_tokens),
         train=train,
         validation=validation,
@@ -143,6 +140,7 @@ def _resolved(
     max_length: int,
     learning_rate: float,
     max_new_tokens: int,
+    threads: int,
 ) -> RunConfig:
     """The recipe with every `auto` replaced by what it means here."""
     evaluation = config.eval
@@ -154,9 +152,28 @@ def _resolved(
             "eval": evaluation.model_copy(
                 update={"metric": _metric(config, source), "generate": generate}
             ),
-            "runtime": config.runtime.model_copy(update={"device": base.model.device.type}),
+            "runtime": config.runtime.model_copy(
+                update={"device": base.model.device.type, "threads": threads}
+            ),
         }
     )
+
+
+def _set_threads(config: RunConfig, base: FrozenBase) -> int:
+    """The compute threads of this process; `run.train` puts the old number back.
+
+    Why one for small bases: a second thread gains little on them, and on cores that others use as
+    well (a server) threads spin waiting for each other, which was up to ten times slower.
+    """
+    import torch
+
+    from polygraft.trainer.methods import SMALL_BASE_PARAMETERS
+
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    elif base.model.num_parameters() < SMALL_BASE_PARAMETERS:
+        torch.set_num_threads(1)
+    return int(torch.get_num_threads())
 
 
 def _device(wanted: str) -> str:

@@ -45,11 +45,27 @@ def train(
     `resume` is the directory that an interrupted run left, whose recipe `config` then is. Raises
     RecipeError, DataError, TrainingFailed (nothing is left behind), Interrupted (the state is).
     """
-    observer = observer or Silent()
-    prepared = prepare(config, observer)
-    directory = RunDirectory.reopen(resume) if resume else RunDirectory.create(config)
+    import torch
+
+    threads = torch.get_num_threads()
     try:
-        return _run(prepared, directory, observer, score_test, resumed=resume is not None)
+        prepared = prepare(config, observer or Silent())
+        directory = RunDirectory.reopen(resume) if resume else RunDirectory.create(config)
+        return _guarded(prepared, directory, observer or Silent(), score_test, bool(resume))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _guarded(
+    prepared: Prepared,
+    directory: RunDirectory,
+    observer: Observer,
+    score_test: bool,
+    resumed: bool,
+) -> RunResult:
+    """Run; leave a complete directory, a state to go on from, or nothing."""
+    try:
+        return _run(prepared, directory, observer, score_test, resumed=resumed)
     except KeyboardInterrupt:
         raise _interrupted(directory) from None
     except RuntimeError as error:
