@@ -6,6 +6,7 @@ Python's `re` holds the interpreter lock and cannot be interrupted.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from polygraft.adapters.files import CONFIG_FILE
 MAX_PATTERNS = 4096
 MAX_PATTERN_LENGTH = 256
 MAX_QUANTIFIERS = 3
+MAX_ALTERNATIVES = 256  # the product over all groups
 MATCH_SECONDS = 2.0  # for all modules of one adapter together
 # Python warns that these may get another meaning inside a set.
 NESTED_SET = re.compile(r"\[[^\]]*(\[|--|&&|~~|\|\|)")
@@ -45,21 +47,24 @@ class PatternMap:
         """
         if not self._patterns:
             return (self._default,)
-        started = time.perf_counter()
+        started = time.thread_time()
         found = dict.fromkeys(v for pattern, v in self._patterns if pattern.match(module))
-        self._seconds += time.perf_counter() - started
+        self._seconds += time.thread_time() - started
         if self._seconds > MATCH_SECONDS:
             raise self._refused("the patterns take too long to match", f"{MATCH_SECONDS} s")
         return tuple(found) or (self._default,)
 
     def _compile(self, key: str) -> re.Pattern[str]:
         bare = ESCAPED.sub("x", key)
-        quantifiers = sum(bare.count(mark) for mark in "*+{")
+        quantifiers = sum(bare.count(mark) for mark in "*+?{")
         # Why: a quantified group, a look-around or a back-reference can take exponential time;
-        # k quantifiers on single characters take at most the k-th power of a name's length.
-        if len(key) > MAX_PATTERN_LENGTH or quantifiers > MAX_QUANTIFIERS:
+        # k quantifiers on single characters take at most the k-th power of a name's length, and
+        # alternations in a row multiply the ways to try.
+        ways = math.prod(1 + part.count("|") for part in bare.split("("))
+        too_many = quantifiers > MAX_QUANTIFIERS or ways > MAX_ALTERNATIVES
+        if len(key) > MAX_PATTERN_LENGTH or too_many:
             raise self._refused(f"the pattern {key[:80]!r} is too complex", self._limits())
-        if re.search(r"\)[*+{]|\(\?", bare) or re.search(r"\\[1-9]", key):
+        if re.search(r"\)[*+?{]|\(\?", bare) or re.search(r"\\[1-9]", key):
             raise self._refused(f"the pattern {key[:80]!r} repeats a group", self._limits())
         if NESTED_SET.search(key):
             raise self._refused(f"the pattern {key[:80]!r} nests sets", self._limits())
@@ -70,7 +75,10 @@ class PatternMap:
 
     @staticmethod
     def _limits() -> str:
-        return f"{MAX_PATTERN_LENGTH} characters, {MAX_QUANTIFIERS} of * + {{}}, none on a group"
+        return (
+            f"{MAX_PATTERN_LENGTH} characters, {MAX_QUANTIFIERS} of * + ? {{}}, none on a group, "
+            f"{MAX_ALTERNATIVES} alternatives"
+        )
 
     def _refused(self, what: str, allowed: object = None) -> AdapterInvalid:
         return AdapterInvalid(

@@ -19,6 +19,10 @@ from polygraft.adapters.errors import AdapterIncompatible, InvalidRequest
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
+MAX_VARIABLES = 64  # of one recipe; a request may fill so many
+TEMPERATURE = r"^([0-9](\.[0-9]{1,6})?|10(\.0{1,6})?)$"  # 0 to 10, as in a request
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -38,7 +42,7 @@ class VariableSegment(_Frozen):
 class RecipeDefaults(_Frozen):
     """Generation settings that the adapter was scored with; decimal strings, never floats."""
 
-    temperature: Annotated[str, Field(pattern=r"^[0-9]{1,2}(\.[0-9]{1,6})?$")] | None = None
+    temperature: Annotated[str, Field(pattern=TEMPERATURE)] | None = None
     max_output_tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}$")] | None = None
 
 
@@ -64,10 +68,18 @@ class PromptRecipe(_Frozen):
     stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), max_length=64, strict=False
     )
-    stop_sequences: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    stop_sequences: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
         default=(), max_length=16, strict=False
     )
     defaults: RecipeDefaults = RecipeDefaults()
+
+    @model_validator(mode="after")
+    def _can_be_asked_for(self) -> PromptRecipe:
+        if len(self.variables) > MAX_VARIABLES:
+            raise ValueError(f"{len(self.variables)} variables are more than {MAX_VARIABLES}")
+        if not self.variables and not any(getattr(s, "text", "") for s in self.segments):
+            raise ValueError("the prompt is always empty")
+        return self
 
     @model_validator(mode="after")
     def _chat_fields_need_chat(self) -> PromptRecipe:

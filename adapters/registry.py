@@ -21,6 +21,7 @@ from polygraft.adapters.errors import (
     AdapterInUse,
     AdapterNotFound,
     AliasConflict,
+    InvalidRequest,
     PolygraftError,
 )
 from polygraft.adapters.log import Log
@@ -35,6 +36,8 @@ from polygraft.adapters.names import (
     path_name,
 )
 from polygraft.adapters.store import Store
+
+MAX_REASON_BYTES = 1024  # of an alias move; it is kept for ever and listed with the alias
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,14 @@ class Registry:
         None moves unconditionally, 0 demands that the alias does not exist yet.
         """
         check_alias(alias)
+        if len(reason.encode()) > MAX_REASON_BYTES:
+            raise InvalidRequest(
+                f"{len(reason.encode())} bytes are more than the {MAX_REASON_BYTES} allowed.",
+                reason="LIMIT_EXCEEDED",
+                item="reason",
+                found=len(reason.encode()),
+                allowed=MAX_REASON_BYTES,
+            )
         with self._writing:
             return self._move(self.version(name, number), alias, expected_generation, reason)
 

@@ -109,6 +109,8 @@ def _read_file(file: Path) -> dict[str, Any]:
         text = file.read_text()
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}.", file=str(file)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8 text.", file=str(file)) from error
     try:
         read = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
@@ -137,6 +139,8 @@ def _variable(key: str) -> str:
 def _put(settings: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         settings = settings.setdefault(part, {})
+        if not isinstance(settings, dict):
+            raise ConfigError("is a section, not a value.", item=part, found=settings)
     settings[path[-1]] = value
 
 

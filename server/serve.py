@@ -31,10 +31,12 @@ from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc.adapters import AdapterServicer
 from polygraft.server.grpc.generation import GenerationServicer
 from polygraft.server.grpc.listener import Listener
+from polygraft.server.local_store import open_store
 from polygraft.server.metrics import Metrics
 from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
+from polygraft.server.text import longest_token_bytes
 from polygraft.server.validation import RequestLimits, RequestValidator
 
 logger = logging.getLogger(__name__)
@@ -119,15 +121,17 @@ async def run_server(
 ) -> AsyncIterator[RunningServer]:
     """A server for as long as the block runs. Drain it in the block, or running calls are cut.
 
-    Raises ConfigError when a port that was asked for is taken, and what `load` raises.
+    Raises ConfigError when a port that was asked for is taken or the store cannot be used, and
+    what `load` raises.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         listener = _listener(config, metrics)
         port = take_port(listener.bind, config, "port")
         metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
+        store = open_store(config.store, stack)
         engine = await asyncio.to_thread(load, config.model, config.engine)
-        server = _build(config, engine, metrics, listener, (port, metrics_port), stack)
+        server = _build(config, engine, metrics, listener, (port, metrics_port), store, stack)
         await _start(server, stack)
         yield server
 
@@ -149,12 +153,11 @@ def _build(
     metrics: Metrics,
     listener: Listener,
     ports: tuple[int, int],
+    store: LocalStore,
     stack: AsyncExitStack,
 ) -> RunningServer:
     limits = _limits(config)
-    registry = Registry(
-        LocalStore(config.store / "store"), in_use=lambda digest: residency.is_held(digest)
-    )
+    registry = Registry(store, in_use=lambda digest: residency.is_held(digest))
     residency = Residency(
         _reader(registry, engine, limits),
         engine.bank,
@@ -174,9 +177,14 @@ def _build(
         registry,
         residency,
         router,
-        RequestValidator(RequestLimits(), vocab_size=engine.geometry.vocab_size),
+        RequestValidator(
+            RequestLimits(),
+            vocab_size=engine.geometry.vocab_size,
+            context_bytes=engine.context_length * longest_token_bytes(engine.tokenizer),
+        ),
         metrics,
-        worker=_threads(stack, "encoder", 1),
+        # Several, so that a long prompt does not hold the short ones behind it up.
+        worker=_threads(stack, "encoder", 4),
         max_preparing=config.engine.max_queued_requests,
     )
     return RunningServer(

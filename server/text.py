@@ -149,3 +149,8 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+def longest_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    """No token of the vocabulary stands for more bytes of text than this."""
+    return max(len(token.encode()) for token in tokenizer.get_vocab())

@@ -17,6 +17,7 @@ from polygraft.server.requests import (
     Messages,
     Prompt,
     SamplingOptions,
+    ScoreItem,
     ScoreRequest,
     StoppingOptions,
     TokenIds,
@@ -36,13 +37,21 @@ class RequestLimits:
     max_stop_token_ids: int = 64
     max_temperature: float = 10.0
     max_score_items: int = 256
+    max_score_bytes: int = 1 << 20  # UTF-8, of all items together
     max_reference_bytes: int = 256
 
 
 class RequestValidator:
-    """Refuses requests that can never be served. `vocab_size` bounds token ids."""
+    """Refuses requests that can never be served. `vocab_size` bounds token ids.
 
-    def __init__(self, limits: RequestLimits, *, vocab_size: int) -> None:
+    `context_bytes` is the longest text that could ever fit the context, should all its tokens be
+    the longest of the vocabulary: what is longer is refused without tokenising it.
+    """
+
+    def __init__(
+        self, limits: RequestLimits, *, vocab_size: int, context_bytes: int | None = None
+    ) -> None:
+        self._context_bytes = limits.max_text_bytes if context_bytes is None else context_bytes
         self._limits = limits
         self._vocab_size = vocab_size
 
@@ -57,6 +66,9 @@ class RequestValidator:
         """Raises InvalidRequest."""
         self.check_reference(request.adapter)
         _check_count("items", len(request.items), self._limits.max_score_items, least=1)
+        total = sum(_text_bytes(item) for item in request.items)
+        if total > self._limits.max_score_bytes:
+            raise _too_large("items", total, self._limits.max_score_bytes, "bytes of text")
         for index, item in enumerate(request.items):
             place = f"items[{index}]."
             self.check_input(item.context, base_only=not request.adapter, place=place)
@@ -110,6 +122,15 @@ class RequestValidator:
         size = sum(len(text.encode()) for text in texts)
         if size > self._limits.max_text_bytes:
             raise _too_large(item, size, self._limits.max_text_bytes, "bytes")
+        if size > self._context_bytes:
+            raise InvalidRequest(
+                f"{size} bytes of text cannot fit the context; {self._context_bytes} might.",
+                reason="PROMPT_TOO_LONG",
+                item=item,
+                found=size,
+                allowed=self._context_bytes,
+                hint="Shorten it.",
+            )
 
     def _check_sampling(self, sampling: SamplingOptions) -> None:
         _check_number("sampling.temperature", sampling.temperature, self._limits.max_temperature)
@@ -157,6 +178,20 @@ def _check_count(item: str, count: int, most: int, *, least: int = 0, unit: str 
         raise _refuse(item, count, f"{least} to {most} {unit}", f"has {count} {unit}")
     if count > most:
         raise _too_large(item, count, most, unit)
+
+
+def _text_bytes(item: ScoreItem) -> int:
+    match item.context:
+        case Prompt(text):
+            texts = [text]
+        case Messages(messages):
+            texts = [value for message in messages for value in message.values()]
+        case Variables(variables):
+            texts = list(variables.values())
+        case _:
+            texts = []
+    continuation = item.continuation if isinstance(item.continuation, str) else ""
+    return sum(len(text.encode()) for text in [*texts, continuation])
 
 
 def _too_large(item: str, found: int, most: int, unit: str) -> InvalidRequest:

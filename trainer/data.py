@@ -108,7 +108,8 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(record)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # finds lone surrogates, "\\ud800"
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is not valid JSON: {error}.", file=f"{path}:{line}") from None
         if not isinstance(row, dict):
             raise DataError("must be an object, e.g. {...}.", file=f"{path}:{line}")

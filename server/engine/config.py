@@ -18,7 +18,10 @@ class EngineConfig(BaseModel):
     )
     device: Literal["cpu"] = Field("cpu", description="Where the model runs.")
     threads: int | None = Field(
-        None, gt=0, description="Compute threads; unset: one per core this process may use."
+        None,
+        gt=0,
+        le=1024,
+        description="Compute threads; unset: one per usable core.",
     )
     max_running: int = Field(64, gt=0, le=4096, description="Sequences in one step at most.")
     max_batch_tokens: int = Field(
@@ -35,6 +38,7 @@ class EngineConfig(BaseModel):
     pool_rows: int = Field(
         512,
         ge=16,
+        le=1 << 20,
         multiple_of=16,
         description="Rank rows for resident LoRA adapters, in all.",
     )

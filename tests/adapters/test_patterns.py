@@ -58,3 +58,17 @@ def test_no_accepted_pattern_is_slow(pattern: str) -> None:
 def test_too_many_patterns_are_refused() -> None:
     with pytest.raises(AdapterInvalid, match="too many"):
         PatternMap("alpha_pattern", {f"m{i}": 1 for i in range(5000)}, 1)
+
+
+@pytest.mark.parametrize(
+    "pattern", [".?" * 60 + "Z", "(a|b)" * 12 + "Z", "(.|[a-z])" * 20, "(a?)?" * 4], ids=str
+)
+def test_patterns_whose_ways_multiply_are_refused(pattern: str) -> None:
+    with pytest.raises(AdapterInvalid, match=r"complex|repeats"):
+        PatternMap("rank_pattern", {pattern: 8}, 4)
+
+
+def test_a_list_of_layers_in_one_group_is_fine() -> None:
+    layers = "|".join(str(i) for i in range(80))
+    patterns = PatternMap("rank_pattern", {rf"layers\.({layers})\.q_proj": 8}, 4)
+    assert patterns.values("model.layers.79.q_proj") == (8,)

@@ -6,14 +6,12 @@ import contextlib
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import torch
-from adapter_support.directories import lora_config, small_geometry, write_adapter
+from adapter_support.press import Press
 
 from polygraft.adapters.errors import (
     AdapterCorrupt,
@@ -23,44 +21,10 @@ from polygraft.adapters.errors import (
     InvalidRequest,
     UploadCorrupt,
 )
-from polygraft.adapters.files import find_files
-from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.log import Log
-from polygraft.adapters.manifest import Manifest, minimal_manifest, record_files
-from polygraft.adapters.registry import Registry, VersionRecord
-from polygraft.adapters.store import LocalStore, MemoryStore, Store
-from polygraft.adapters.weights import read_adapter
-
-
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield LocalStore(tmp_path / "store")
-    else:
-        memory = MemoryStore()
-        yield memory
-        memory.close()
-
-
-class Press:
-    """Makes adapters whose content differs by a number, and publishes them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def make(self, content: int) -> tuple[Manifest, dict[str, Path]]:
-        directory = self.folder / f"content-{content}"
-        files = find_files(write_adapter(directory, lora_config(lora_alpha=content)))
-        weights = read_adapter(files, small_geometry(), AdapterLimits(), dtype=torch.float32)
-        return minimal_manifest(files, weights, record_files(files)), files
-
-    def publish(self, registry: Registry, name: str, content: int) -> VersionRecord:
-        return registry.publish(name, *self.make(content))
-
-
-@pytest.fixture
-def press(tmp_path: Path) -> Press:
-    return Press(tmp_path)
+from polygraft.adapters.manifest import Manifest
+from polygraft.adapters.registry import Registry
+from polygraft.adapters.store import LocalStore, Store
 
 
 def test_versions_are_numbered_and_the_first_becomes_live(store: Store, press: Press) -> None:
@@ -365,40 +329,3 @@ def test_every_acknowledged_publish_survives_kill_9(tmp_path: Path, press: Press
         for record in registry.versions("sum"):
             assert registry.files(record.digest)  # whole, acknowledged or not
     assert len(acknowledged) > 8
-
-
-def test_a_deleted_version_of_a_name_with_json_in_it_stays_deleted(
-    store: Store, press: Press
-) -> None:
-    registry = Registry(store)
-    for content in (1, 2):
-        press.publish(registry, "foo.json", content)
-    registry.move_alias("foo.json", "live", 2)
-    registry.delete_version("foo.json", 1)
-    assert [record.number for record in Registry(store).versions("foo.json")] == [2]
-
-
-def test_a_damaged_log_record_costs_its_own_version_or_alias_only(
-    store: Store, press: Press
-) -> None:
-    registry = Registry(store)
-    for content in (1, 2):
-        press.publish(registry, "a", content)
-    press.publish(registry, "b", 3)
-    for key in ("versions/_/a/0000000001.json", "aliases/_/b/live/0000000001.json"):
-        store.delete(key)
-        assert store.create(key, b"not JSON")
-    fresh = Registry(store)
-    assert fresh.resolve("a@2").number == 2
-    assert fresh.resolve("b@1").number == 1
-    with pytest.raises(AdapterCorrupt):
-        fresh.version("a", 1)
-    with pytest.raises(AdapterNotFound):
-        fresh.resolve("b")
-
-
-def test_an_empty_name_is_answered_like_any_unknown_one(store: Store, press: Press) -> None:
-    registry = Registry(store)
-    press.publish(registry, "a", 1)
-    with pytest.raises(AdapterNotFound):
-        registry.versions("")

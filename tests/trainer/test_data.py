@@ -41,6 +41,8 @@ def test_without_a_group_key_equal_rows_are_one_group(tmp_path: Path) -> None:
     ("name", "text", "says"),
     [
         ("a.jsonl", '{"q": 1, "a": 2}\n{"q": }\n', r"a.jsonl:2: is not valid JSON"),
+        ("a.jsonl", '{"q": "\\ud800", "a": 2}\n', r"a.jsonl:1: is not valid JSON"),
+        ("a.jsonl", "[" * 100_000 + "\n", r"a.jsonl:1: is not valid JSON"),
         ("a.jsonl", "[1]\n", r"a.jsonl:1: must be an object"),
         ("a.jsonl", '{"q": "x"}\n', r"a.jsonl:1: a: no such field. The row has: q"),
         ("a.jsonl", '{"q": ["x"], "a": "y"}\n', r"a.jsonl:1: q: must be text or a number"),

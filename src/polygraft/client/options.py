@@ -53,7 +53,14 @@ class ScoreItem:
 
 
 def write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateRequest:
-    """Raises InvalidRequest unless there is exactly one input."""
+    """Raises InvalidRequest unless there is exactly one input and all values fit the wire."""
+    try:
+        return _write_generate(prompt, options)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _unwritable(error) from error
+
+
+def _write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateRequest:
     limit = options.get("time_limit")
     return pb.GenerateRequest(
         adapter=options.get("adapter", ""),
@@ -66,7 +73,7 @@ def write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateR
         ),
         stopping=pb.Stopping(
             max_output_tokens=options.get("max_output_tokens"),
-            stop_sequences=options.get("stop", ()),
+            stop_sequences=_strings(options.get("stop", ())),
             stop_token_ids=options.get("stop_token_ids", ()),
             ignore_eos=options.get("ignore_eos", False),
             time_limit=None if limit is None else _duration(limit),
@@ -79,8 +86,11 @@ def write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateR
 
 
 def write_score(items: Sequence[ScoreItem], adapter: str) -> pb.ScoreRequest:
-    """Raises InvalidRequest unless each item has exactly one input."""
-    return pb.ScoreRequest(adapter=adapter, items=[_write_item(item) for item in items])
+    """Raises InvalidRequest unless each item has exactly one input and all values fit the wire."""
+    try:
+        return pb.ScoreRequest(adapter=adapter, items=[_write_item(item) for item in items])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _unwritable(error) from error
 
 
 def write_input(prompt: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,3 +133,13 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration
+
+
+def _strings(value: str | Sequence[str]) -> Sequence[str]:
+    """A single string is one item, not its characters."""
+    return [value] if isinstance(value, str) else value
+
+
+def _unwritable(error: Exception) -> InvalidRequest:
+    """What protobuf says of a value that a message cannot hold (UnicodeError is a ValueError)."""
+    return InvalidRequest(f"an option cannot be sent: {error}.", item="options")
