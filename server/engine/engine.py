@@ -85,6 +85,7 @@ class Engine:
         self._is_alive = False
         self._step_started: float | None = None
         self._thread: threading.Thread | None = None
+        self._has_workers = threading.Event()
         self._adapters: AdapterReferences
         self._publish: Publish
         self._scheduler: Scheduler
@@ -96,7 +97,9 @@ class Engine:
         Raises ModelRefused when the architecture cannot be served, InvalidRequest when the base
         is not found.
         """
-        torch.set_num_threads(config.threads or usable_cores())
+        # Only the engine thread may have workers: with a second pool, OpenMP sees more threads than
+        # cores, lets all of them sleep between operations, and a step takes twice as long.
+        torch.set_num_threads(1)
         loaded = load_base(base, config)
         reference = reference_logits(loaded)
         probed = probe_model(loaded)
@@ -153,6 +156,8 @@ class Engine:
         self.attach(adapters, publish)
         self._thread = threading.Thread(target=self._run, name="polygraft-engine", daemon=True)
         self._thread.start()
+        self._has_workers.wait()
+        torch.set_num_threads(1)  # for the threads to come; the engine thread keeps its own number
 
     def stop(self) -> None:
         """End the thread; live requests get Unavailable. Idempotent."""
@@ -225,6 +230,9 @@ class Engine:
 
     def _run(self) -> None:
         """The engine thread."""
+        torch.set_num_threads(self.config.threads or usable_cores())
+        torch.get_num_threads()  # makes it this thread's own; else its first operation asks again
+        self._has_workers.set()
         try:
             is_idle = True
             while self._take_in(wait=is_idle):
