@@ -69,7 +69,7 @@ def _guarded(
     except KeyboardInterrupt:
         raise _interrupted(directory) from None
     except RuntimeError as error:
-        directory.discard()
+        _leave(directory, resumed)
         if is_out_of_memory(error):
             raise TrainingFailed(
                 "out of memory; nothing was saved.",
@@ -78,8 +78,16 @@ def _guarded(
             ) from error
         raise
     except BaseException:
-        directory.discard()
+        _leave(directory, resumed)
         raise
+
+
+def _leave(directory: RunDirectory, resumed: bool) -> None:
+    """After a failure: nothing of a new run, but what was safe before a resumed one."""
+    if resumed and directory.has_checkpoint:
+        directory.keep_interrupted()
+    else:
+        directory.discard()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
