@@ -11,8 +11,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-METRICS = ("rougeL", "exact_match", "loss")
-
 
 class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polygraft
-from polygraft.adapters.files import REQUIRED_FILES
+from polygraft.adapters.files import REQUIRED_FILES, hash_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,7 +79,7 @@ def build_manifest(
         kind=weights.kind,
         servable=True,
         files=tuple(
-            FileRecord(name=path.name, size=path.stat().st_size, sha256=file_sha256(path))
+            FileRecord(name=path.name, size=path.stat().st_size, sha256=hash_file(path))
             for path in sorted(directory.iterdir())
         ),
         format=FormatRecord(
@@ -127,12 +126,6 @@ def build_manifest(
             "minutes": f"{minutes:.2f}",
         },
     )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _num_parameters(weights: Any) -> int:

@@ -73,7 +73,7 @@ class AdapterBank:
         unknown = sorted(set(weights.modules) - set(self._place_of))
         if unknown:
             return f"module {unknown[0]} is not one this server applies adapters to"
-        if rank_class(weights.max_rank) > self._pool_rows:
+        if weights.modules and not self._allocator.fits(weights.max_rank):
             return f"rank {weights.max_rank} needs more rows than the pool's {self._pool_rows}"
         if weights.num_virtual_tokens > self._virtual_token_rows:
             return (
@@ -89,7 +89,7 @@ class AdapterBank:
             if used > self._virtual_token_rows:
                 return False
             if weights.modules:
-                count = rank_class(weights.max_rank)
+                count = self._allocator.block_rows(weights.max_rank)
                 row0 = self._allocator.allocate(count)
                 if row0 is None:
                     return False
@@ -143,8 +143,3 @@ class AdapterBank:
             assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
             prompts = {digest: prompt.shape[0] for digest, prompt in self._prompts.items()}
             assert prompts.items() <= self._virtual.items(), "a soft prompt without a place"
-
-
-def rank_class(rank: int) -> int:
-    """Rows a version of this rank takes: the next power of two, at least ROW_UNIT."""
-    return max(ROW_UNIT, 1 << (rank - 1).bit_length())

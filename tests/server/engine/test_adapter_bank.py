@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polygraft.adapters.weights import AdapterWeights, LoraModule
-from polygraft.server.engine.adapter_bank import AdapterBank, rank_class
+from polygraft.server.engine.adapter_bank import AdapterBank
 
 if TYPE_CHECKING:
     from conftest import TinyBase
@@ -26,8 +26,12 @@ def soft_prompt(count: int) -> AdapterWeights:
 
 
 @pytest.mark.parametrize(("rank", "rows"), [(1, 16), (16, 16), (17, 32), (64, 64), (65, 128)])
-def test_rank_classes_are_powers_of_two(rank: int, rows: int) -> None:
-    assert rank_class(rank) == rows
+def test_rank_classes_are_powers_of_two(tiny_base: TinyBase, rank: int, rows: int) -> None:
+    bank = tiny_base.harness(pool_rows=256).engine.bank
+    assert bank.reserve("new", lora(bank, rank))
+    taken = bank.rows("new")
+    assert taken is not None
+    assert taken.count == rows
 
 
 def test_a_place_reserved_but_never_filled_is_given_back(tiny_base: TinyBase) -> None:
