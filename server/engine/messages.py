@@ -39,6 +39,23 @@ class Stopping:
     time_limit: float | None = None  # seconds from submit; partial text after it
 
 
+PRIORITIES = (-1, 0, 1)  # low, normal, high
+
+
+@dataclass(frozen=True, slots=True)
+class FairShare:
+    """Whose account a request is charged to: a namespace, and an adapter name inside it.
+
+    Computing power is divided by weight, first among the namespaces that want it, then among the
+    adapters of each. `adapter` "" is the base alone.
+    """
+
+    namespace: str = ""
+    adapter: str = ""
+    namespace_weight: float = 1.0
+    adapter_weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation (or scoring) job.
@@ -58,6 +75,10 @@ class EngineRequest:
     salt: str = ""  # whose prompt it is; prompts of different salts never share cached keys
     logprobs: bool = False  # log-probability of each output token
     score_from: int | None = None
+    share: FairShare = field(default_factory=FairShare)
+    priority: int = 0  # one of PRIORITIES; higher goes first
+    deadline: float | None = None  # monotonic; refused at submit when it cannot be met
+    after: str | None = None  # request id of a sibling whose prompt is computed first
 
 
 @dataclass(frozen=True, slots=True)
