@@ -33,22 +33,37 @@ def lora_linear_reference(
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Float64 causal attention of the last rows of one sequence.
 
     q: [n, heads, d], the last n positions; k: [kv_heads, length, d]; v: [kv_heads, length, d_v].
-    window: key j is seen from position i iff j > i - window; None for full attention.
+    window: key j is seen from position i iff j > i - window; None for full attention. softcap:
+    scores become softcap * tanh(score / softcap). sinks: [heads], one more score in the sum of
+    each softmax.
     """
     n, heads, _ = q.shape
     kv_heads, length, _ = k.shape
     k = k.double().repeat_interleave(heads // kv_heads, dim=0)
     v = v.double().repeat_interleave(heads // kv_heads, dim=0)
     scores = torch.einsum("nhd,hld->hnl", q.double(), k) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     position = torch.arange(length - n, length)[:, None]
     key = torch.arange(length)[None, :]
     hidden = key > position
     if window is not None:
         hidden = hidden | (key <= position - window)
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    total = scores.logsumexp(-1, keepdim=True)
+    if sinks is not None:
+        total = torch.logaddexp(total, sinks.double()[:, None, None])
+    weights = (scores - total).exp()
     return torch.einsum("hnl,hld->nhd", weights, v)

@@ -76,7 +76,15 @@ class ModelRunner:
         return logits.float()
 
     def _attend(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
+        self,
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """One layer. q: [H, T, D]; k, v: [Hkv, T, D] after position encoding -> [T, H, D_v]."""
         layer = self._layer_of[id(module)]
@@ -91,4 +99,6 @@ class ModelRunner:
             self.cache.values[layer],
             scaling=scaling,
             window=window,
+            softcap=softcap,
+            sinks=sinks,
         )

@@ -58,16 +58,16 @@ def _interface(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Entered by transformers for every layer. query: [1, H, T, D]; key, value: [1, Hkv, T, D]."""
+    """Entered by transformers for every layer. query: [1, H, T, D]; key, value: [1, Hkv, T, D];
+    s_aux: [H], gpt-oss's name for attention sinks."""
     unknown = sorted(
         name
         for name, value in extra.items()
         if name not in _BENIGN and value is not None and value is not False
     )
-    if softcap is not None:
-        unknown.append("softcap")
     if unknown:
         raise ModelRefused(
             f"attention of {type(module).__name__} uses {', '.join(unknown)}, which this engine "
@@ -78,7 +78,7 @@ def _interface(
         )
     attend: AttendFn = module.__dict__[ATTEND]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attend(module, query[0], key[0], value[0], scale, sliding_window)
+    out = attend(module, query[0], key[0], value[0], scale, sliding_window, softcap, s_aux)
     return out[None], None  # [1, T, H, D_v]
 
 
@@ -86,7 +86,7 @@ AttentionInterface.register(INTERFACE, _interface)
 
 
 def install_attention(modules: list[nn.Module] | tuple[nn.Module, ...], attend: AttendFn) -> None:
-    """Let these attention modules call `attend(module, q, k, v, scaling, window)`."""
+    """Let these modules call `attend(module, q, k, v, scaling, window, softcap, sinks)`."""
     for module in modules:
         module.__dict__[ATTEND] = attend
 
@@ -101,7 +101,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     facts: list[tuple[int, nn.Module, LayerFacts]] = []
 
     def record(
-        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
+        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, *_: Any
     ) -> Tensor:
         layer = LayerFacts(k.shape[0], k.shape[2], v.shape[2])
         facts.append((getattr(module, "layer_idx", -1), module, layer))

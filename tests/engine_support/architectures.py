@@ -78,8 +78,7 @@ SERVED: dict[str, Case] = {
             "gemma2",
             head_dim=12,
             sliding_window=24,
-            query_pre_attn_scalar=12,
-            attn_logit_softcapping=None,
+            query_pre_attn_scalar=12,  # the soft caps are the family's own, 50 and 30
         )
     ),
     "phi": Case(_config("phi"), Architecture("q_proj", "fc1")),
