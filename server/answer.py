@@ -80,7 +80,7 @@ class Answer:
             shown, count = self._show(output)
             text += shown
             token_ids += output.token_ids[:count]
-            logprobs += output.logprobs[:count]
+            logprobs += [entry.logprob for entry in output.logprobs[:count]]
             if self.ending is not None:
                 break
         self._num_output_tokens += len(token_ids)

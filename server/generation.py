@@ -214,10 +214,12 @@ async def _collect_scores(job: EngineRequest, queue: OutputQueue) -> Continuatio
         raise last.error
     assert job.score_from is not None
     targets = job.prompt_token_ids[job.score_from :]
-    if len(last.logprobs) != len(targets):
+    if len(last.prompt_logprobs) != len(targets):
         raise Unavailable("the server ended this request.", reason="DRAINING")
-    scored = zip(targets, last.logprobs, last.greedy, strict=True)
     return ContinuationScore(
-        tokens=tuple(ScoredToken(token, logprob, greedy) for token, logprob, greedy in scored),
+        tokens=tuple(
+            ScoredToken(scored.token_id, scored.logprob, is_greedy=scored.rank == 1)
+            for scored in last.prompt_logprobs
+        ),
         usage=Usage(len(job.prompt_token_ids), job.num_virtual, cached_tokens=last.num_cached),
     )

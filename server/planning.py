@@ -52,7 +52,7 @@ class Planner:
             sampling=_sampling(request.sampling, recipe),
             adapter=version.digest if version else None,
             num_virtual=num_virtual,
-            logprobs=request.logprobs,
+            top_logprobs=0 if request.logprobs else None,
         )
 
     def plan_scoring(

@@ -10,7 +10,7 @@ from torch import Tensor
 from polygraft.adapters.errors import NonFinite
 from polygraft.server.engine.batch import Chunk, ForwardBatch
 from polygraft.server.engine.messages import FinishReason, SequenceOutput
-from polygraft.server.engine.sampler import Row, log_sum_exp, sample
+from polygraft.server.engine.sampler import Row, sample, token_logprob
 from polygraft.server.engine.sequence import Sequence
 
 
@@ -61,12 +61,11 @@ def _refuse(sequence: Sequence) -> SequenceOutput:
 
 def _next_token(sequence: Sequence, row: Row) -> SequenceOutput:
     request = sequence.request
-    chosen = sample(
-        row, request.sampling, position=len(sequence.token_ids), logprobs=request.logprobs
-    )
-    sequence.token_ids.append(chosen.token_id)
+    token = sample(row, request.sampling, position=len(sequence.token_ids))
+    logprobs = request.top_logprobs
+    sequence.token_ids.append(token)
     reason = None
-    if chosen.token_id in request.stopping.stop_token_ids:
+    if token in request.stopping.stop_token_ids:
         reason = FinishReason.STOP
     elif sequence.num_output >= request.stopping.max_output_tokens:
         reason = FinishReason.LENGTH
@@ -75,8 +74,8 @@ def _next_token(sequence: Sequence, row: Row) -> SequenceOutput:
         queue_seconds = sequence.first_scheduled_at - sequence.submitted_at
     return SequenceOutput(
         sequence.id,
-        token_ids=(chosen.token_id,),
-        logprobs=() if chosen.logprob is None else (chosen.logprob,),
+        token_ids=(token,),
+        logprobs=() if logprobs is None else (token_logprob(row, token, logprobs),),
         finish_reason=reason,
         queue_seconds=queue_seconds,
         num_cached=sequence.num_cached,
@@ -90,18 +89,15 @@ def _record_scores(sequence: Sequence, chunk: Chunk, rows: npt.NDArray[np.float3
     first = sequence.num_computed - chunk.num_tokens - sequence.num_virtual
     token = max(score_from, first + 1)
     for row in rows:
-        target = sequence.token_ids[token]
-        logprob = float(row[target]) - log_sum_exp(row)
-        sequence.scores[token] = (logprob, int(np.argmax(row)) == target)
+        top = sequence.request.prompt_logprobs or 0
+        sequence.scores[token] = token_logprob(row, sequence.token_ids[token], top)
         token += 1
 
 
 def _scored(sequence: Sequence) -> SequenceOutput:
-    scores = [sequence.scores[token] for token in sorted(sequence.scores)]
     return SequenceOutput(
         sequence.id,
-        logprobs=tuple(logprob for logprob, _ in scores),
-        greedy=tuple(greedy for _, greedy in scores),
+        prompt_logprobs=tuple(sequence.scores[token] for token in sorted(sequence.scores)),
         finish_reason=FinishReason.LENGTH,
         num_cached=sequence.num_cached,
     )

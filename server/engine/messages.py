@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from polygraft.server.engine.constraint import CompiledConstraint
+
 
 class FinishReason(Enum):
     """Why a sequence ended."""
@@ -22,21 +24,34 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy and ignores the rest."""
+    """How the next token is chosen.
+
+    Applied in the order penalties, `logit_bias`, temperature, `top_k`, `top_p`, `min_p`, draw.
+    `temperature` 0 is greedy: the highest logit after penalties and bias, the rest is ignored.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     seed: int = 0  # the same seed gives the same tokens in any batch
+    min_p: float = 0.0  # least probability, as a part of the most likely token's
+    repetition_penalty: float = 1.0  # as in transformers: of tokens in the prompt and the output
+    presence_penalty: float = 0.0  # subtracted from the logit of every token in the output
+    frequency_penalty: float = 0.0  # the same, once per occurrence in the output
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """When a sequence ends."""
+    """When a sequence ends. A compiled constraint may end it as well.
+
+    Before `min_output_tokens` tokens `stop_token_ids` are impossible.
+    """
 
     max_output_tokens: int
     stop_token_ids: frozenset[int] = frozenset()  # ended by these; includes the base's EOS ids
     time_limit: float | None = None  # seconds from submit; partial text after it
+    min_output_tokens: int = 0
 
 
 PRIORITIES = (-1, 0, 1)  # low, normal, high
@@ -64,6 +79,9 @@ class EngineRequest:
     `Residency.acquire`; the engine releases it when the sequence ends. None is the base alone.
     `score_from`: positions >= score_from of `prompt_token_ids` are scored (log-probability of
     each given everything before it); such a request generates `stopping.max_output_tokens` = 0.
+    `top_logprobs` and `prompt_logprobs` ask for log-probabilities of the output and of the prompt
+    (all its tokens but the first): None for none, 0 for the token's own, k for the k most likely
+    tokens beside it.
     """
 
     request_id: str
@@ -73,8 +91,11 @@ class EngineRequest:
     adapter: str | None = None
     num_virtual: int = 0  # virtual tokens of the adapter version, from its manifest
     salt: str = ""  # whose prompt it is; prompts of different salts never share cached keys
-    logprobs: bool = False  # log-probability of each output token
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
     score_from: int | None = None
+    constraint: CompiledConstraint | None = None
+    speculation: bool | None = None  # None: as the engine is configured
     share: FairShare = field(default_factory=FairShare)
     priority: int = 0  # one of PRIORITIES; higher goes first
     deadline: float | None = None  # monotonic; refused at submit when it cannot be met
@@ -82,17 +103,27 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's place in the model's own distribution, before anything of `Sampling`."""
+
+    token_id: int
+    logprob: float  # natural logarithm
+    rank: int  # 1 for the most likely token; of equal ones the lowest id comes first
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the most likely, in order
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """What one step produced for one request.
 
-    `logprobs` is parallel to `token_ids` when asked for. For a scoring request `token_ids` is
-    empty and `logprobs` / `greedy` hold one entry per scored position, all in the last output.
+    `logprobs` is parallel to `token_ids` when asked for. `prompt_logprobs` comes at once: on the
+    first output with a token, or for a scoring request on the last one, whose `token_ids` is empty.
     """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    greedy: tuple[bool, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # a PolygraftError, or an unexpected one (INTERNAL)
     queue_seconds: float = 0.0  # submit to first scheduled step; set on the first output

@@ -6,38 +6,35 @@ Order: temperature, top-k, top-p, draw. Equal logits: the lowest token id wins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from polygraft.server.engine.messages import Sampling
+from polygraft.server.engine.messages import Sampling, TokenLogprob
 
 Row = npt.NDArray[np.float32]  # [vocab_size] logits
 
 _CANDIDATES = 1024  # tokens looked at before a full sort is needed for top-p
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A token and, if asked for, its log-probability under the unmodified distribution."""
-
-    token_id: int
-    logprob: float | None
-
-
-def sample(logits: Row, sampling: Sampling, *, position: int, logprobs: bool) -> Sampled:
+def sample(logits: Row, sampling: Sampling, *, position: int) -> int:
     """Choose one token. `position` counts the tokens before it (prompt and output)."""
     if sampling.temperature == 0.0:
-        token = int(np.argmax(logits))
-    else:
-        token = _draw(logits, sampling, position)
-    return Sampled(token, token_logprob(logits, token) if logprobs else None)
+        return int(np.argmax(logits))
+    return _draw(logits, sampling, position)
 
 
-def token_logprob(logits: Row, token_id: int) -> float:
-    """Natural logarithm of the softmax probability of one token."""
-    return float(logits[token_id]) - log_sum_exp(logits)
+def token_logprob(logits: Row, token_id: int, num_top: int) -> TokenLogprob:
+    """One token's log-probability, its rank, and the `num_top` most likely tokens."""
+    total = log_sum_exp(logits)
+    own = logits[token_id]
+    above = np.count_nonzero(logits > own) + np.count_nonzero(logits[:token_id] == own)
+    top = _largest(logits, num_top) if num_top else ()
+    return TokenLogprob(
+        token_id,
+        float(own) - total,
+        rank=int(above) + 1,
+        top=tuple((int(token), float(logits[token]) - total) for token in top),
+    )
 
 
 def log_sum_exp(logits: Row) -> float:
@@ -78,7 +75,7 @@ def _kept(
     return order[:count], kept[:count]
 
 
-def _largest(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+def _largest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:
     """Indices of the `count` largest values, largest first, ties by lower index."""
     if count < len(values):
         edge = np.partition(values, len(values) - count)[len(values) - count]

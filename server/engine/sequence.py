@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from polygraft.server.engine.messages import EngineRequest, FinishReason
+from polygraft.server.engine.messages import EngineRequest, FinishReason, TokenLogprob
 from polygraft.server.engine.prefix_cache import BlockKeys
 
 
@@ -50,7 +50,7 @@ class Sequence:
         self.is_aborted = False
         self.submitted_at = time.monotonic()
         self.first_scheduled_at: float | None = None
-        self.scores: dict[int, tuple[float, bool]] = {}  # position -> (log-probability, greedy)
+        self.scores: dict[int, TokenLogprob] = {}  # by index into the prompt
         self.block_size = block_size
         self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._is_contiguous = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from polygraft.server.engine.messages import (
     Sampling,
     SequenceOutput,
     Stopping,
+    TokenLogprob,
 )
 
 
@@ -58,8 +60,8 @@ class Answer:
     """Everything one request produced."""
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    greedy: list[bool] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)  # [vocab_size] per output token
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -94,20 +96,18 @@ class Harness:
         stop: frozenset[int] = frozenset(),
         sampling: Sampling | None = None,
         time_limit: float | None = None,
-        score_from: int | None = None,
-        logprobs: bool = False,
-        salt: str = "",
+        min_output_tokens: int = 0,
+        **fields: Any,
     ) -> None:
+        """`fields` are further ones of EngineRequest."""
         request = EngineRequest(
             request_id,
             tuple(prompt),
-            Stopping(max_output_tokens, stop, time_limit),
+            Stopping(max_output_tokens, stop, time_limit, min_output_tokens),
             sampling or Sampling(),
             adapter=adapter,
             num_virtual=self.adapters.virtual.get(adapter, 0) if adapter else 0,
-            score_from=score_from,
-            logprobs=logprobs,
-            salt=salt,
+            **fields,
         )
         if adapter:
             self.adapters.references[adapter] += 1
@@ -143,7 +143,7 @@ class Harness:
             assert not answer.is_done, "an output after the last one"
             answer.token_ids += output.token_ids
             answer.logprobs += output.logprobs
-            answer.greedy += output.greedy
+            answer.prompt_logprobs += output.prompt_logprobs
             answer.finish_reason, answer.error = output.finish_reason, output.error
             answer.num_cached = output.num_cached
 

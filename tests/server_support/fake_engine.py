@@ -22,6 +22,7 @@ from polygraft.server.engine.messages import (
     EngineStats,
     FinishReason,
     SequenceOutput,
+    TokenLogprob,
 )
 
 CONTEXT_LENGTH = 512
@@ -198,7 +199,7 @@ class FakeEngine:
             reason = FinishReason.STOP
         elif sequence.num_output >= request.stopping.max_output_tokens:
             reason = FinishReason.LENGTH
-        logprobs = (-0.5,) if request.logprobs else ()
+        logprobs = () if request.top_logprobs is None else (TokenLogprob(token, -0.5, rank=1),)
         return SequenceOutput(
             request.request_id, (token,), logprobs, finish_reason=reason, num_cached=1
         )
@@ -221,7 +222,6 @@ def _scores(request: EngineRequest) -> SequenceOutput:
     scored = request.prompt_token_ids[request.score_from :]
     return SequenceOutput(
         request.request_id,
-        logprobs=tuple(-float(token) for token in scored),
-        greedy=tuple(token % 2 == 0 for token in scored),
+        prompt_logprobs=tuple(TokenLogprob(t, -float(t), rank=1 + t % 2) for t in scored),
         finish_reason=FinishReason.LENGTH,
     )

@@ -141,20 +141,23 @@ def test_scores_equal_the_log_softmax_of_transformers(tiny_base: TinyBase) -> No
             answer = harness.answers["s"]
             targets = range(score_from, len(ids))
             expected = [float(logprobs[t - 1, ids[t]]) for t in targets]
-            assert answer.logprobs == pytest.approx(expected, abs=1e-4)
-            assert answer.greedy == [int(logprobs[t - 1].argmax()) == ids[t] for t in targets]
+            scored = answer.prompt_logprobs
+            assert [s.logprob for s in scored] == pytest.approx(expected, abs=1e-4)
+            greedy = [int(logprobs[t - 1].argmax()) == ids[t] for t in targets]
+            assert [s.rank == 1 for s in scored] == greedy
             harness.assert_clean()
 
 
 def test_token_logprobs_equal_those_of_peft(tiny_base: TinyBase) -> None:
     harness = tiny_base.harness()
-    harness.submit("r", [7, 7, 3], adapter="patterns16", logprobs=True)
+    harness.submit("r", [7, 7, 3], adapter="patterns16", top_logprobs=0)
     harness.run()
     tokens, logits = generate_alone(
         tiny_base.base, tiny_base.adapters["patterns16"], [[7, 7, 3]], 8
     )[0]
     expected = logits.double().log_softmax(-1)
-    assert harness.answers["r"].logprobs == pytest.approx(
+    logprobs = [entry.logprob for entry in harness.answers["r"].logprobs]
+    assert logprobs == pytest.approx(
         [float(expected[i, token]) for i, token in enumerate(tokens)], abs=1e-4
     )
 

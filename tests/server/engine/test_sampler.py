@@ -47,11 +47,7 @@ def test_kept_tokens_and_weights_equal_transformers(
 def test_draws_follow_the_distribution() -> None:
     logits = random_logits(12, seed=1)
     sampling = [Sampling(0.8, 0.9, 0, seed=s) for s in range(20)]
-    draws = [
-        sample(logits, s, position=p, logprobs=False).token_id
-        for s in sampling
-        for p in range(1000)
-    ]
+    draws = [sample(logits, s, position=p) for s in sampling for p in range(1000)]
     order, weights = _kept(logits.astype(np.float64) / 0.8, sampling[0])
     expected = np.zeros(12)
     expected[order] = weights / weights.sum() * len(draws)
@@ -65,22 +61,23 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_draw_depends_on_seed_and_position_only() -> None:
     logits = random_logits(1000, seed=2)
-    first = [sample(logits, Sampling(1.0, seed=5), position=p, logprobs=False) for p in range(50)]
-    again = [sample(logits, Sampling(1.0, seed=5), position=p, logprobs=False) for p in range(50)]
-    other = [sample(logits, Sampling(1.0, seed=6), position=p, logprobs=False) for p in range(50)]
+    first = [sample(logits, Sampling(1.0, seed=5), position=p) for p in range(50)]
+    again = [sample(logits, Sampling(1.0, seed=5), position=p) for p in range(50)]
+    other = [sample(logits, Sampling(1.0, seed=6), position=p) for p in range(50)]
     assert first == again
     assert first != other
-    assert len({s.token_id for s in first}) > 20
+    assert len(set(first)) > 20
 
 
 def test_greedy_takes_the_lowest_id_of_equal_logits() -> None:
     logits = np.zeros(100, dtype=np.float32)
     logits[[90, 17, 44]] = 3.0
-    assert sample(logits, Sampling(), position=0, logprobs=False).token_id == 17
+    assert sample(logits, Sampling(), position=0) == 17
 
 
 def test_logprob_equals_log_softmax() -> None:
     logits = random_logits(3000, seed=3, scale=10)
     expected = torch.from_numpy(logits).double().log_softmax(-1)
     for token in (0, 7, 2999):
-        assert token_logprob(logits, token) == pytest.approx(float(expected[token]), abs=1e-5)
+        entry = token_logprob(logits, token, 0)
+        assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-5)
