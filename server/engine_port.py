@@ -34,7 +34,7 @@ class EnginePort(Protocol):
         ...
 
     def submit(self, request: EngineRequest) -> None:
-        """Queue a request; on success the engine releases its adapter when the sequence ends."""
+        """Queue a request; on success the engine releases its adapters when it ends."""
         ...
 
     def abort(self, request_id: str) -> None:

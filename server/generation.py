@@ -1,7 +1,7 @@
 """Generation and scoring for one base and its adapters: check, resolve, encode, submit, clean up.
 
 Knows no gRPC: the servicer translates. Whatever way a request ends, its queue is closed, its
-sequence aborted and its adapter reference given back.
+sequence aborted and its adapter references given back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -167,14 +167,12 @@ class TextGeneration:
 
     def _submit(self, job: EngineRequest) -> OutputQueue:
         queue = self._router.open(job.request_id)
-        if job.adapter is not None:
-            self._adapters.acquire(job.adapter)
-        try:
+        with ExitStack() as taken:
+            for share in job.adapters:
+                self._adapters.acquire(share.digest)
+                taken.callback(self._adapters.release, share.digest)
             self._engine.submit(job)
-        except BaseException:
-            if job.adapter is not None:
-                self._adapters.release(job.adapter)
-            raise
+            taken.pop_all()  # they are the engine's now
         self._metrics.count_prompt(Usage(len(job.prompt_token_ids), job.num_virtual))
         return queue
 

@@ -9,7 +9,7 @@ from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.prompt import PromptRecipe
 from polygraft.adapters.registry import VersionRecord
 from polygraft.server.encoding import EncodedItem, EncodedPrompt
-from polygraft.server.engine.messages import EngineRequest, Sampling, Stopping
+from polygraft.server.engine.messages import AdapterShare, EngineRequest, Sampling, Stopping
 from polygraft.server.requests import GenerateRequest, SamplingOptions, StoppingOptions
 
 DEFAULT_MAX_OUTPUT_TOKENS = 256
@@ -50,7 +50,7 @@ class Planner:
                 time_limit=time_limit,
             ),
             sampling=_sampling(request.sampling, recipe),
-            adapter=version.digest if version else None,
+            adapters=_adapters(version),
             num_virtual=num_virtual,
             top_logprobs=0 if request.logprobs else None,
         )
@@ -64,7 +64,7 @@ class Planner:
                 request_id=f"{request_id}.{index}",
                 prompt_token_ids=item.token_ids,
                 stopping=Stopping(max_output_tokens=0),
-                adapter=version.digest if version else None,
+                adapters=_adapters(version),
                 num_virtual=_num_virtual_tokens(version),
                 score_from=_checked_start(index, item),
             )
@@ -86,6 +86,10 @@ class Planner:
 def stop_sequences(stopping: StoppingOptions, recipe: PromptRecipe | None) -> tuple[str, ...]:
     """The request's own, then the recipe's."""
     return stopping.stop_sequences + (recipe.stop_sequences if recipe else ())
+
+
+def _adapters(version: VersionRecord | None) -> tuple[AdapterShare, ...]:
+    return (AdapterShare(version.digest),) if version else ()
 
 
 def _num_virtual_tokens(version: VersionRecord | None) -> int:

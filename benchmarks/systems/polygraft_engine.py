@@ -21,7 +21,12 @@ from polygraft.adapters.store import LocalStore
 from polygraft.adapters.weights import read_adapter
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
-from polygraft.server.engine.messages import EngineRequest, SequenceOutput, Stopping
+from polygraft.server.engine.messages import (
+    AdapterShare,
+    EngineRequest,
+    SequenceOutput,
+    Stopping,
+)
 
 LOAD_TIMEOUT = 60.0  # seconds
 
@@ -70,7 +75,7 @@ class PolygraftEngine:
                 request_id=request_id,
                 prompt_token_ids=request.prompt_token_ids,
                 stopping=Stopping(max_output_tokens=request.max_output_tokens),
-                adapter=digest,
+                adapters=(AdapterShare(digest),),
             )
         )
 

@@ -17,6 +17,7 @@ from polygraft.kernels.attention import AttentionPlan, Context, DecodeRows, Pref
 from polygraft.kernels.grouped import GroupedSegments, Segment
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.batch import Chunk, ForwardBatch, SampleRows, VirtualRows
+from polygraft.server.engine.sequence import Sequence as EngineSequence
 
 Key = tuple[int, int]  # (rank class, slot); base-only rows sort last
 _BASE_ONLY: Key = (1 << 30, 0)
@@ -54,12 +55,12 @@ class BatchBuilder:
         wanted: dict[int, dict[str, int]] = defaultdict(dict)
         owner: dict[str, tuple[int, str]] = {}
         for chunk in chunks:
-            digest = chunk.sequence.request.adapter
-            rows = self._bank.rows(digest) if digest is not None else None
-            assert digest is None or rows or self._bank.prompt(digest) is not None, "not resident"
-            if digest is not None and rows is not None:
-                wanted[rows.count][digest] = rows.row0
-                owner[chunk.sequence.id] = (rows.count, digest)
+            for share in chunk.sequence.request.adapters:
+                rows = self._bank.rows(share.digest)
+                assert rows or self._bank.prompt(share.digest) is not None, "not resident"
+                if rows is not None:
+                    wanted[rows.count][share.digest] = rows.row0
+                    owner[chunk.sequence.id] = (rows.count, share.digest)
         slots = {count: self._bank.stack(count).place(row0s) for count, row0s in wanted.items()}
         keys = {chunk.sequence.id: _BASE_ONLY for chunk in chunks}
         for sequence_id, (count, digest) in owner.items():
@@ -88,12 +89,16 @@ class BatchBuilder:
             sequence = chunk.sequence
             offset = sequence.num_computed
             if offset < sequence.num_virtual:
-                assert sequence.request.adapter is not None
-                prompt = self._bank.prompt(sequence.request.adapter)
-                assert prompt is not None, "a soft prompt left the device while in use"
+                prompt = self._prompt(sequence)
                 count = min(chunk.num_tokens, sequence.num_virtual - offset)
                 found.append(VirtualRows(start, count, offset, prompt))
         return found
+
+    def _prompt(self, sequence: EngineSequence) -> Tensor:
+        prompts = (self._bank.prompt(share.digest) for share in sequence.request.adapters)
+        prompt = next((prompt for prompt in prompts if prompt is not None), None)
+        assert prompt is not None, "a soft prompt left the device while in use"
+        return prompt
 
     def _attention(self, ordered: Sequence[Chunk], starts: Sequence[int]) -> AttentionPlan:
         prefills, decode_rows, decodes = [], [], []

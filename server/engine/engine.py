@@ -170,8 +170,8 @@ class Engine:
         self._intake.put(_WAKE)
 
     def submit(self, request: EngineRequest) -> None:
-        """Queue a request whose adapter the caller has acquired; on success the engine owns the
-        reference and releases it when the sequence ends.
+        """Queue a request whose adapters the caller has acquired; on success the engine owns the
+        references and releases them when the sequence ends.
 
         Raises InvalidRequest (what can never run), Overloaded (queue full), Unavailable.
         """
@@ -224,9 +224,10 @@ class Engine:
         self.bank.check_integrity()
 
     def _is_loading(self, sequence: Sequence) -> bool:
-        digest = sequence.request.adapter
-        waits = digest is not None and sequence.state is SequenceState.WAITING
-        return waits and digest is not None and not self._adapters.is_ready(digest)
+        waits = sequence.state is SequenceState.WAITING
+        return waits and not all(
+            self._adapters.is_ready(share.digest) for share in sequence.request.adapters
+        )
 
     def _run(self) -> None:
         """The engine thread."""
@@ -303,8 +304,8 @@ class Engine:
         self._admission.leave(sequence.id)
         with self._lock:
             del self._live[sequence.id]
-        if sequence.request.adapter is not None:
-            self._adapters.release(sequence.request.adapter)
+        for share in sequence.request.adapters:
+            self._adapters.release(share.digest)
 
     def _end_all(self, error: Exception) -> None:
         """Nobody is left waiting for an answer that will not come."""

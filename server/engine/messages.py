@@ -71,12 +71,21 @@ class FairShare:
     adapter_weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class AdapterShare:
+    """One adapter version of a request and the weight of its update."""
+
+    digest: str
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation (or scoring) job.
 
-    `adapter` is the digest of an adapter version the caller has *acquired* from
-    `Residency.acquire`; the engine releases it when the sequence ends. None is the base alone.
+    `adapters` are versions the caller has *acquired* from `Residency.acquire`, one reference for
+    each; the engine releases them when the sequence ends. Sorted by digest, so that the order in
+    which they were named changes nothing. Empty: the base alone.
     `score_from`: positions >= score_from of `prompt_token_ids` are scored (log-probability of
     each given everything before it); such a request generates `stopping.max_output_tokens` = 0.
     `top_logprobs` and `prompt_logprobs` ask for log-probabilities of the output and of the prompt
@@ -88,8 +97,8 @@ class EngineRequest:
     prompt_token_ids: tuple[int, ...]
     stopping: Stopping
     sampling: Sampling = field(default_factory=Sampling)
-    adapter: str | None = None
-    num_virtual: int = 0  # virtual tokens of the adapter version, from its manifest
+    adapters: tuple[AdapterShare, ...] = ()
+    num_virtual: int = 0  # virtual tokens of these versions, from their manifests
     salt: str = ""  # whose prompt it is; prompts of different salts never share cached keys
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None

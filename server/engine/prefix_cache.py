@@ -1,10 +1,10 @@
 """Keys of KV blocks: equal keys mean equal keys and values, whoever computed them.
 
-The key of a block is a hash chained over everything its content depends on: the adapter version's
-digest, the virtual tokens in front, the tenant's salt and all tokens up to its end. The salt joins
-with the first block that holds a token of the user, so blocks of purely virtual tokens are computed
-once per version, and nothing else is shared between tenants (CVE-2025-46570). Every field is tagged
-and length-prefixed, so that no two different inputs give the same bytes.
+The key of a block is a hash chained over everything its content depends on: the digests and weights
+of the adapter versions, the virtual tokens in front, the tenant's salt and all tokens up to its
+end. The salt joins with the first block that holds a token of the user, so blocks of purely virtual
+tokens are computed once per version, and nothing else is shared between tenants (CVE-2025-46570).
+Every field is tagged and length-prefixed, so that no two different inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
+from polygraft.server.engine.messages import AdapterShare
+
 _VIRTUAL = -1  # stands for a virtual token; its index follows from its position
 
 
@@ -20,12 +22,19 @@ class BlockKeys:
     """The keys of one sequence's full blocks, extended as tokens arrive."""
 
     def __init__(
-        self, *, adapter: str | None, num_virtual: int, salt: str, block_size: int
+        self,
+        *,
+        adapters: Sequence[AdapterShare],
+        num_virtual: int,
+        salt: str,
+        block_size: int,
     ) -> None:
         self._num_virtual = num_virtual
         self._salt = salt
         self._block_size = block_size
-        self._root = _digest(b"root", (adapter or "").encode(), struct.pack("<q", num_virtual))
+        shares = [(share.digest.encode(), struct.pack("<d", share.weight)) for share in adapters]
+        fields = [field for share in sorted(shares) for field in share]
+        self._root = _digest(b"root", struct.pack("<q", num_virtual), *fields)
         self._keys: list[bytes] = []
 
     def up_to(self, num_positions: int, token_ids: Sequence[int]) -> list[bytes]:

@@ -78,13 +78,18 @@ class Scheduler:
                 sequence.finish_reason = FinishReason.CANCELLED
             elif sequence.expires_at is not None and now >= sequence.expires_at:
                 sequence.finish_reason = FinishReason.TIME_LIMIT
-            elif sequence.state is SequenceState.WAITING and sequence.request.adapter is not None:
-                sequence.error = self._adapters.failure(sequence.request.adapter)
+            elif sequence.state is SequenceState.WAITING:
+                sequence.error = self._failure(sequence)
             if sequence.finish_reason is not None or sequence.error is not None:
                 ended.append(sequence)
         for sequence in ended:
             self.finish(sequence)
         return ended
+
+    def _failure(self, sequence: Sequence) -> Exception | None:
+        """Why an adapter of the sequence could not be loaded, if one could not."""
+        failures = (self._adapters.failure(share.digest) for share in sequence.request.adapters)
+        return next((failure for failure in failures if failure is not None), None)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks."""
@@ -114,8 +119,7 @@ class Scheduler:
         for sequence in list(self.waiting.values()):
             if budget == 0 or len(self.running) >= self.limits.max_running:
                 break
-            digest = sequence.request.adapter
-            if digest is not None and not self._adapters.is_ready(digest):
+            if not self._is_ready(sequence):
                 continue
             size = self._admit_blocks(sequence, budget)
             if not size:
@@ -128,6 +132,10 @@ class Scheduler:
             chunks.append(Chunk(sequence, size))
             budget -= size
         return chunks
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        """Whether every adapter of the sequence is on the device."""
+        return all(self._adapters.is_ready(share.digest) for share in sequence.request.adapters)
 
     def _admit_blocks(self, sequence: Sequence, budget: int) -> int:
         """Give a sequence what the prefix cache has and blocks for its first chunk; returns the

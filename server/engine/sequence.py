@@ -38,7 +38,7 @@ class Sequence:
         self.num_cached = 0  # positions read from the prefix cache when first admitted
         self.num_indexed = 0  # blocks that were offered to the prefix cache
         self.keys = BlockKeys(
-            adapter=request.adapter,
+            adapters=request.adapters,
             num_virtual=request.num_virtual,
             salt=request.salt,
             block_size=block_size,

@@ -16,6 +16,7 @@ from polygraft.server.engine.batch import ForwardBatch
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
 from polygraft.server.engine.messages import (
+    AdapterShare,
     EngineRequest,
     FinishReason,
     Sampling,
@@ -105,7 +106,7 @@ class Harness:
             tuple(prompt),
             Stopping(max_output_tokens, stop, time_limit, min_output_tokens),
             sampling or Sampling(),
-            adapter=adapter,
+            adapters=(AdapterShare(adapter),) if adapter else (),
             num_virtual=self.adapters.virtual.get(adapter, 0) if adapter else 0,
             **fields,
         )

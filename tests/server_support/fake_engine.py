@@ -172,11 +172,12 @@ class FakeEngine:
         publish([SequenceOutput(s.request.request_id, error=error) for s in live])
 
     def _step(self, sequence: FakeSequence) -> Iterator[SequenceOutput]:
-        digest = sequence.request.adapter
-        if digest is not None and not self._adapters.is_ready(digest):
-            if (error := self._adapters.failure(digest)) is not None:
-                yield self._end(sequence, SequenceOutput(sequence.request.request_id, error=error))
-            return
+        for digest in (share.digest for share in sequence.request.adapters):
+            if not self._adapters.is_ready(digest):
+                if (error := self._adapters.failure(digest)) is not None:
+                    failed = SequenceOutput(sequence.request.request_id, error=error)
+                    yield self._end(sequence, failed)
+                return
         if sequence.request.score_from is not None:
             yield self._end(sequence, _scores(sequence.request))
             return
@@ -212,8 +213,8 @@ class FakeEngine:
         return output
 
     def _release(self, sequence: FakeSequence) -> None:
-        if sequence.request.adapter is not None:
-            self._adapters.release(sequence.request.adapter)
+        for share in sequence.request.adapters:
+            self._adapters.release(share.digest)
 
 
 def _scores(request: EngineRequest) -> SequenceOutput:

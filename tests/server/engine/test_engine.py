@@ -23,6 +23,7 @@ from polygraft.adapters.errors import (
 from polygraft.server.engine.batch import ForwardBatch
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.messages import (
+    AdapterShare,
     EngineRequest,
     FinishReason,
     Sampling,
@@ -259,7 +260,7 @@ def test_a_dying_engine_answers_everybody(tiny_base: TinyBase) -> None:
     engine._runner.run = broken  # type: ignore[method-assign,assignment]
     harness.adapters.references["lora4"] += 1
     engine.start(harness.adapters, outputs.extend)
-    engine.submit(EngineRequest("r", (1, 2), Stopping(4), adapter="lora4"))
+    engine.submit(EngineRequest("r", (1, 2), Stopping(4), adapters=(AdapterShare("lora4"),)))
     deadline = time.monotonic() + 10
     while not outputs and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -9,6 +9,7 @@ import torch
 from engine_support.architectures import VOCAB
 from engine_support.harness import Harness, random_prompts
 
+from polygraft.server.engine.messages import AdapterShare
 from polygraft.server.engine.prefix_cache import BlockKeys
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def test_other_adapters_and_other_tenants_share_nothing(tiny_base: TinyBase) -> 
 
 def test_virtual_blocks_are_shared_between_tenants_and_prompts() -> None:
     def keys(salt: str, tokens: list[int], adapter: str = "sha256:a") -> list[bytes]:
-        made = BlockKeys(adapter=adapter, num_virtual=20, salt=salt, block_size=8)
+        made = BlockKeys(adapters=[AdapterShare(adapter)], num_virtual=20, salt=salt, block_size=8)
         return made.up_to(20 + len(tokens), tokens)
 
     a, b = keys("a", [1] * 20), keys("b", [2] * 20)
@@ -62,10 +63,23 @@ def test_virtual_blocks_are_shared_between_tenants_and_prompts() -> None:
     assert not set(a) & set(keys("a", [1] * 20, adapter="sha256:b"))
 
 
+def test_a_composition_has_keys_of_its_own_whatever_its_order() -> None:
+    def key(*shares: tuple[str, float]) -> bytes:
+        adapters = [AdapterShare(digest, weight) for digest, weight in shares]
+        return BlockKeys(adapters=adapters, num_virtual=0, salt="", block_size=2).up_to(2, [1, 2])[
+            0
+        ]
+
+    assert key(("a", 0.5), ("b", 1.0)) == key(("b", 1.0), ("a", 0.5))
+    assert key(("a", 0.5), ("b", 1.0)) != key(("a", 1.0), ("b", 0.5))
+    assert key(("a", 0.5)) != key(("a", 1.0))
+    assert key(("a", 1.0), ("b", 1.0)) != key(("a", 1.0))
+
+
 def test_keys_do_not_depend_on_how_tokens_arrived() -> None:
     tokens = list(range(40))
-    whole = BlockKeys(adapter=None, num_virtual=3, salt="", block_size=8)
-    growing = BlockKeys(adapter=None, num_virtual=3, salt="", block_size=8)
+    whole = BlockKeys(adapters=(), num_virtual=3, salt="", block_size=8)
+    growing = BlockKeys(adapters=(), num_virtual=3, salt="", block_size=8)
     for count in range(41):
         growing.up_to(3 + count, tokens[:count])
     assert growing.up_to(43, tokens) == whole.up_to(43, tokens)

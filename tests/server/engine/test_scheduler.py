@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
-from polygraft.server.engine.messages import EngineRequest, FinishReason, Stopping
+from polygraft.server.engine.messages import (
+    AdapterShare,
+    EngineRequest,
+    FinishReason,
+    Stopping,
+)
 from polygraft.server.engine.scheduler import Scheduler, SchedulerLimits
 from polygraft.server.engine.sequence import Sequence, SequenceState
 
@@ -41,8 +46,9 @@ def make(num_blocks: int = 64, **limits: int) -> tuple[Scheduler, Adapters]:
 def sequence(
     name: str, prompt: int, output: int = 4, adapter: str | None = None, virtual: int = 0
 ) -> Sequence:
+    shares = (AdapterShare(adapter),) if adapter else ()
     request = EngineRequest(
-        name, tuple(range(prompt)), Stopping(output), adapter=adapter, num_virtual=virtual
+        name, tuple(range(prompt)), Stopping(output), adapters=shares, num_virtual=virtual
     )
     return Sequence(request, block_size=BLOCK)
 
@@ -87,6 +93,24 @@ def test_a_cold_adapter_is_passed_over_and_admitted_when_ready() -> None:
     assert sizes(scheduler.plan(0.0)) == {"warm": 3}
     adapters.ready.add("cold")
     assert "cold" in sizes(scheduler.plan(0.0))
+
+
+def composed(name: str) -> Sequence:
+    shares = (AdapterShare("cold", 0.5), AdapterShare("warm"))
+    request = EngineRequest(name, (1, 2), Stopping(4), adapters=shares)
+    return Sequence(request, block_size=BLOCK)
+
+
+def test_a_composition_waits_for_all_its_adapters_and_fails_with_any() -> None:
+    scheduler, adapters = make()
+    scheduler.add(composed("fails"))
+    assert scheduler.plan(0.0) == []
+    adapters.failures["cold"] = RuntimeError("unreadable")
+    assert [ended.error for ended in scheduler.sweep(0.0)] == [adapters.failures["cold"]]
+    adapters.failures.clear()
+    scheduler.add(composed("runs"))
+    adapters.ready.add("cold")
+    assert sizes(scheduler.plan(0.0)) == {"runs": 2}
 
 
 def test_the_latest_admitted_is_preempted_and_goes_first_again() -> None:
