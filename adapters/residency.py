@@ -76,38 +76,57 @@ class Residency:
 
     # Asked by the service and the engine
 
-    def acquire(self, digest: str) -> None:
-        """Adds a reference and starts the load unless one is under way. Never blocks.
+    def acquire(self, *digests: str) -> None:
+        """Adds a reference to each version and starts the loads not under way. Never blocks.
 
         A failure that is still remembered is not tried again: `failure` answers at once.
         """
         with self._changed:
-            entry = self._table.entry(digest)
-            entry.references += 1
-            if entry.failure is None or time.monotonic() >= entry.failure.retry_at:
-                self._table.request(entry)
+            for entry in map(self._table.entry, digests):
+                entry.references += 1
+                if entry.failure is None or time.monotonic() >= entry.failure.retry_at:
+                    self._table.request(entry)
 
-    def release(self, digest: str) -> None:
-        """Takes a reference back; ValueError if there is none. Never blocks."""
+    def release(self, *digests: str) -> None:
+        """Takes a reference to each back; ValueError if there is none. Never blocks."""
         with self._changed:
-            entry = self._table.entries.get(digest)
-            if entry is None or entry.references == 0:
-                raise ValueError(f"{digest} has no reference to release")
-            entry.references -= 1
-            self._table.touch(entry)
-            self._table.let_go(entry)
+            for digest in digests:
+                entry = self._table.entries.get(digest)
+                if entry is None or entry.references == 0:
+                    raise ValueError(f"{digest} has no reference to release")
+                entry.references -= 1
+                self._table.touch(entry)
+                self._table.let_go(entry)
 
-    def is_ready(self, digest: str) -> bool:
-        """Whether it is on the device; stays true for whoever holds a reference."""
-        return digest in self._table.ready
+    def hold(self, *digests: str) -> bool:
+        """Keeps versions on the device until `drop`; all of them or, when False, none.
 
-    def failure(self, digest: str) -> Exception | None:
-        """Why the last load failed; None while loading, when ready and when never tried."""
+        The caller has acquired them. False while one of them is not on the device.
+        """
         with self._changed:
-            entry = self._table.entries.get(digest)
-            if entry is None or entry.failure is None or entry.tier is not Tier.FAILED:
-                return None
-            return entry.failure.error
+            held = self.is_ready(*digests)
+            for digest in digests if held else ():
+                self._table.entries[digest].holders += 1
+        return held
+
+    def drop(self, *digests: str) -> None:
+        """Ends what `hold` began; the references stay. Never blocks."""
+        with self._changed:
+            for digest in digests:
+                self._table.entries[digest].holders -= 1
+
+    def is_ready(self, *digests: str) -> bool:
+        """Whether all are on the device; stays true for whoever holds them."""
+        return self._table.ready.issuperset(digests)
+
+    def failure(self, *digests: str) -> Exception | None:
+        """Why the last load of one of them failed; None while loading and when never tried."""
+        with self._changed:
+            for digest in digests:
+                entry = self._table.entries.get(digest)
+                if entry is not None and entry.failure is not None and entry.tier is Tier.FAILED:
+                    return entry.failure.error
+        return None
 
     def load(self, digest: str, *, pin: bool = False, timeout: float) -> None:
         """Blocks until the version is on the device; with `pin` it then stays until `unload`.

@@ -99,7 +99,8 @@ class Entry:
     """All that residency knows about one version; guarded by residency's lock."""
 
     digest: str
-    references: int = 0
+    references: int = 0  # requests that want it
+    holders: int = 0  # requests that compute with it; each has a reference too
     waiters: int = 0  # calls of load() in progress
     unloaders: int = 0  # calls of unload() in progress
     pinned: bool = False
@@ -145,8 +146,10 @@ class Entry:
 
     def check_integrity(self) -> None:
         """AssertionError unless counts and stage agree."""
-        counts = (self.references, self.waiters, self.unloaders)
+        counts = (self.references, self.holders, self.waiters, self.unloaders)
         assert min(counts) >= 0, f"{self.digest} has negative counts {counts}"
+        assert self.holders <= self.references, f"{self.digest} is held without a reference"
+        assert self.on_device or not self.holders, f"{self.digest} is held but not on the device"
         loading = self.stage is not Stage.IDLE
         assert not (self.on_device and loading), f"{self.digest} is on the device and {self.stage}"
         if self.stage is Stage.COPYING:

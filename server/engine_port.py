@@ -49,10 +49,10 @@ class EnginePort(Protocol):
 class References(Protocol):
     """What the front-end needs of `adapters.residency.Residency`."""
 
-    def acquire(self, digest: str) -> None:
-        """Take a reference and start a load if needed; never blocks."""
+    def acquire(self, *digests: str) -> None:
+        """Take a reference to each version and start loads if needed; never blocks."""
         ...
 
-    def release(self, digest: str) -> None:
-        """Give back one reference."""
+    def release(self, *digests: str) -> None:
+        """Give back one reference to each version."""
         ...

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -167,12 +167,12 @@ class TextGeneration:
 
     def _submit(self, job: EngineRequest) -> OutputQueue:
         queue = self._router.open(job.request_id)
-        with ExitStack() as taken:
-            for share in job.adapters:
-                self._adapters.acquire(share.digest)
-                taken.callback(self._adapters.release, share.digest)
+        self._adapters.acquire(*job.digests)
+        try:
             self._engine.submit(job)
-            taken.pop_all()  # they are the engine's now
+        except BaseException:
+            self._adapters.release(*job.digests)
+            raise
         self._metrics.count_prompt(Usage(len(job.prompt_token_ids), job.num_virtual))
         return queue
 

@@ -52,8 +52,12 @@ _IDLE_WAIT = 0.05  # seconds between looks at deadlines when nothing can run
 class AdapterReferences(AdapterPort, Protocol):
     """What the engine needs of `adapters.residency.Residency`."""
 
-    def release(self, digest: str) -> None:
-        """Give back one reference."""
+    def drop(self, *digests: str) -> None:
+        """End what `hold` began."""
+        ...
+
+    def release(self, *digests: str) -> None:
+        """Give back one reference to each version."""
         ...
 
 
@@ -225,9 +229,7 @@ class Engine:
 
     def _is_loading(self, sequence: Sequence) -> bool:
         waits = sequence.state is SequenceState.WAITING
-        return waits and not all(
-            self._adapters.is_ready(share.digest) for share in sequence.request.adapters
-        )
+        return waits and not self._adapters.is_ready(*sequence.digests)
 
     def _run(self) -> None:
         """The engine thread."""
@@ -304,8 +306,9 @@ class Engine:
         self._admission.leave(sequence.id)
         with self._lock:
             del self._live[sequence.id]
-        for share in sequence.request.adapters:
-            self._adapters.release(share.digest)
+        if sequence.holds_adapters:
+            self._adapters.drop(*sequence.digests)
+        self._adapters.release(*sequence.digests)
 
     def _end_all(self, error: Exception) -> None:
         """Nobody is left waiting for an answer that will not come."""

@@ -110,6 +110,11 @@ class EngineRequest:
     deadline: float | None = None  # monotonic; refused at submit when it cannot be met
     after: str | None = None  # request id of a sibling whose prompt is computed first
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The adapter versions, without their weights."""
+        return tuple(share.digest for share in self.adapters)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

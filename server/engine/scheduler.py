@@ -22,12 +22,17 @@ from polygraft.server.engine.sequence import Sequence, SequenceState
 class AdapterPort(Protocol):
     """What the scheduler asks about adapters. Answers must be cheap: it asks every step."""
 
-    def is_ready(self, digest: str) -> bool:
-        """Whether the version is on the device."""
+    def is_ready(self, *digests: str) -> bool:
+        """Whether the versions are all on the device; without `hold` they may leave it again."""
         ...
 
-    def failure(self, digest: str) -> Exception | None:
-        """Why the version could not be loaded, if it could not."""
+    def hold(self, *digests: str) -> bool:
+        """Keep the versions on the device until they are dropped; all of them or, when False,
+        none: one is not there, or others have waited longer for its place."""
+        ...
+
+    def failure(self, *digests: str) -> Exception | None:
+        """Why one of the versions could not be loaded, if one could not."""
         ...
 
 
@@ -79,17 +84,12 @@ class Scheduler:
             elif sequence.expires_at is not None and now >= sequence.expires_at:
                 sequence.finish_reason = FinishReason.TIME_LIMIT
             elif sequence.state is SequenceState.WAITING:
-                sequence.error = self._failure(sequence)
+                sequence.error = self._adapters.failure(*sequence.digests)
             if sequence.finish_reason is not None or sequence.error is not None:
                 ended.append(sequence)
         for sequence in ended:
             self.finish(sequence)
         return ended
-
-    def _failure(self, sequence: Sequence) -> Exception | None:
-        """Why an adapter of the sequence could not be loaded, if one could not."""
-        failures = (self._adapters.failure(share.digest) for share in sequence.request.adapters)
-        return next((failure for failure in failures if failure is not None), None)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks."""
@@ -119,7 +119,7 @@ class Scheduler:
         for sequence in list(self.waiting.values()):
             if budget == 0 or len(self.running) >= self.limits.max_running:
                 break
-            if not self._is_ready(sequence):
+            if not self._hold_adapters(sequence):
                 continue
             size = self._admit_blocks(sequence, budget)
             if not size:
@@ -133,9 +133,13 @@ class Scheduler:
             budget -= size
         return chunks
 
-    def _is_ready(self, sequence: Sequence) -> bool:
-        """Whether every adapter of the sequence is on the device."""
-        return all(self._adapters.is_ready(share.digest) for share in sequence.request.adapters)
+    def _hold_adapters(self, sequence: Sequence) -> bool:
+        """Whether all adapters of the sequence are on the device, to stay until it ends."""
+        if not sequence.holds_adapters:
+            digests = sequence.digests
+            ready = self._adapters.is_ready(*digests)  # without a lock: asked in every step
+            sequence.holds_adapters = not digests or (ready and self._adapters.hold(*digests))
+        return sequence.holds_adapters
 
     def _admit_blocks(self, sequence: Sequence, budget: int) -> int:
         """Give a sequence what the prefix cache has and blocks for its first chunk; returns the

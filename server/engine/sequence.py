@@ -48,6 +48,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.is_aborted = False
+        self.digests = request.digests
+        self.holds_adapters = False  # from its first admission on: they stay on the device
         self.submitted_at = time.monotonic()
         self.first_scheduled_at: float | None = None
         self.scores: dict[int, TokenLogprob] = {}  # by index into the prompt

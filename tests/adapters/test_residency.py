@@ -104,6 +104,18 @@ def test_acquire_brings_a_version_to_the_device_and_tells(bench: Bench) -> None:
     assert bench.residency.is_ready("a")
 
 
+def test_several_versions_are_held_together_or_not_at_all(bench: Bench) -> None:
+    bench.device.may_copy.clear()
+    bench.residency.acquire("a", "b")
+    eventually(lambda: bool(bench.device.places))
+    assert not bench.residency.hold("a", "b")
+    bench.device.may_copy.set()
+    eventually(lambda: bench.residency.is_ready("a", "b"))
+    assert bench.residency.hold("a", "b")
+    bench.residency.drop("a", "b")
+    bench.residency.release("a", "b")
+
+
 def test_a_hundred_callers_cause_one_load(bench: Bench) -> None:
     bench.may_read.clear()
     for _ in range(50):

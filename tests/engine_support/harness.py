@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class LoadedAdapters:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.references: dict[str, int] = defaultdict(int)
+        self.references: Counter[str] = Counter()
+        self.holders: Counter[str] = Counter()
         self.virtual: dict[str, int] = {}
         self.hidden: set[str] = set()  # digests that pretend to be still loading
         self.failures: dict[str, Exception] = {}
@@ -46,14 +47,22 @@ class LoadedAdapters:
         self.engine.bank.copy(digest, weights)
         self.virtual[digest] = weights.num_virtual_tokens
 
-    def is_ready(self, digest: str) -> bool:
-        return digest in self.virtual and digest not in self.hidden
+    def is_ready(self, *digests: str) -> bool:
+        return (self.virtual.keys() - self.hidden).issuperset(digests)
 
-    def failure(self, digest: str) -> Exception | None:
-        return self.failures.get(digest)
+    def hold(self, *digests: str) -> bool:
+        if self.is_ready(*digests):
+            self.holders.update(digests)
+        return self.is_ready(*digests)
 
-    def release(self, digest: str) -> None:
-        self.references[digest] -= 1
+    def drop(self, *digests: str) -> None:
+        self.holders.subtract(digests)
+
+    def failure(self, *digests: str) -> Exception | None:
+        return next((self.failures[d] for d in digests if d in self.failures), None)
+
+    def release(self, *digests: str) -> None:
+        self.references.subtract(digests)
 
 
 @dataclass
@@ -136,7 +145,8 @@ class Harness:
     def assert_clean(self) -> None:
         """Everything that was taken has been given back."""
         assert self.engine.ledger() == self.start_ledger
-        assert all(count == 0 for count in self.adapters.references.values())
+        assert not any(self.adapters.references.values())
+        assert not any(self.adapters.holders.values())
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:

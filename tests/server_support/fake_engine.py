@@ -37,6 +37,7 @@ class FakeSequence:
     tokens: Iterator[int]
     ends_at: float | None
     num_output: int = 0
+    holds_adapters: bool = False
 
 
 @dataclass
@@ -172,12 +173,13 @@ class FakeEngine:
         publish([SequenceOutput(s.request.request_id, error=error) for s in live])
 
     def _step(self, sequence: FakeSequence) -> Iterator[SequenceOutput]:
-        for digest in (share.digest for share in sequence.request.adapters):
-            if not self._adapters.is_ready(digest):
-                if (error := self._adapters.failure(digest)) is not None:
-                    failed = SequenceOutput(sequence.request.request_id, error=error)
-                    yield self._end(sequence, failed)
-                return
+        digests = sequence.request.digests
+        if not sequence.holds_adapters:
+            sequence.holds_adapters = self._adapters.hold(*digests)
+        if not sequence.holds_adapters:
+            if (error := self._adapters.failure(*digests)) is not None:
+                yield self._end(sequence, SequenceOutput(sequence.request.request_id, error=error))
+            return
         if sequence.request.score_from is not None:
             yield self._end(sequence, _scores(sequence.request))
             return
@@ -213,8 +215,9 @@ class FakeEngine:
         return output
 
     def _release(self, sequence: FakeSequence) -> None:
-        for share in sequence.request.adapters:
-            self._adapters.release(share.digest)
+        if sequence.holds_adapters:
+            self._adapters.drop(*sequence.request.digests)
+        self._adapters.release(*sequence.request.digests)
 
 
 def _scores(request: EngineRequest) -> SequenceOutput:

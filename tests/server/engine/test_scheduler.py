@@ -27,11 +27,14 @@ class Adapters:
         self.ready: set[str] = {"warm"}
         self.failures: dict[str, Exception] = {}
 
-    def is_ready(self, digest: str) -> bool:
-        return digest in self.ready
+    def is_ready(self, *digests: str) -> bool:
+        return self.ready.issuperset(digests)
 
-    def failure(self, digest: str) -> Exception | None:
-        return self.failures.get(digest)
+    def hold(self, *digests: str) -> bool:
+        return self.is_ready(*digests)
+
+    def failure(self, *digests: str) -> Exception | None:
+        return next((self.failures[d] for d in digests if d in self.failures), None)
 
 
 def make(num_blocks: int = 64, **limits: int) -> tuple[Scheduler, Adapters]:
