@@ -2,7 +2,8 @@
 
 Knows tensors, rows and opaque keys, not adapters. `RankStack` holds the rank columns of the
 adapters in use, stacked per *rank class* (rows padded to a power of two), so that one step costs
-two `bmm` per site and class instead of a Python loop over adapters:
+two `bmm` per site and class instead of a Python loop over adapters. Several adapters weighted in
+one request are one key whose columns stand behind each other, nothing is merged:
 
     h[g] = scale[g] * (x[g] @ A[g]^T)        y[g] += h[g] @ B[g]
 
@@ -12,15 +13,31 @@ stack is changed incrementally: a step that brings one new adapter copies that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from polygraft.kernels.rank_pool import SitePool
 
+K = TypeVar("K", bound=Hashable)
 LONG_SEGMENT = 32  # rows from which a segment is multiplied alone instead of padding the others
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One adapter of a key: its pool rows [row0, row0 + num_rows) and the weight of its update."""
+
+    row0: int
+    num_rows: int
+    weight: float = 1.0
+
+
+def rank_class(parts: Sequence[Part]) -> int:
+    """Rows that a key with these parts takes: the next power of two."""
+    return 1 << (sum(part.num_rows for part in parts) - 1).bit_length()
 
 
 class RankStack:
@@ -33,31 +50,33 @@ class RankStack:
     def __init__(self, pools: Sequence[SitePool], num_rows: int) -> None:
         self.pools = pools
         self.num_rows = num_rows
-        self._slots: list[str | None] = []
+        self._slots: list[Hashable | None] = []
         self._capacity = 0
         self._a: list[Tensor] = []
         self._b: list[Tensor] = []
         self._scale: list[Tensor] = []
         self._targets: list[list[bool]] = []  # per slot, per site: whether the site has rows
 
-    def place(self, row0_of: Mapping[str, int]) -> dict[str, int]:
+    def place(self, parts_of: Mapping[K, Sequence[Part]]) -> dict[K, int]:
         """Slots of the given keys, copying from the pool what is not stacked yet.
 
-        row0_of: key -> first pool row. Slots of keys that are not named may be overwritten.
+        parts_of: key -> its adapters; equal keys must always mean the same rows and weights with
+        the same content. Slots of keys that are not named may be overwritten.
         """
-        self._drop_unused(row0_of)
+        self._drop_unused(parts_of)
         held = {key: slot for slot, key in enumerate(self._slots) if key is not None}
         holes = [slot for slot, key in enumerate(self._slots) if key is None]
-        for key, row0 in row0_of.items():
+        for key, parts in parts_of.items():
             if key in held:
                 continue
             slot = holes.pop(0) if holes else self._append()
-            self._fill(slot, key, row0)
+            self._fill(slot, parts)
+            self._slots[slot] = key
             held[key] = slot
-        return {key: held[key] for key in row0_of}
+        return {key: held[key] for key in parts_of}
 
     def is_active(self, site: int, slots: Sequence[int]) -> bool:
-        """Whether any adapter in `slots` has rows in this site."""
+        """Whether any key in `slots` has rows in this site."""
         return any(self._targets[slot][site] for slot in slots)
 
     def columns(self, site: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +84,7 @@ class RankStack:
         used = len(self._slots)
         return self._a[site][:used], self._b[site][:used], self._scale[site][:used]
 
-    def _drop_unused(self, wanted: Mapping[str, int]) -> None:
+    def _drop_unused(self, wanted: Mapping[K, Sequence[Part]]) -> None:
         for slot, key in enumerate(self._slots):
             if key not in wanted:
                 self._slots[slot] = None
@@ -102,24 +121,41 @@ class RankStack:
         self._targets += [[False] * len(self.pools) for _ in range(capacity - self._capacity)]
         self._capacity = capacity
 
-    def _fill(self, slot: int, key: str, row0: int) -> None:
-        rows = slice(row0, row0 + self.num_rows)
-        for site, pool in enumerate(self.pools):
-            z_count = len(pool.shape.slices)
-            scale = pool.scale[rows]
-            self._targets[slot][site] = targeted = bool(scale.any())
-            if not targeted:
-                # Zeroed, not skipped: a stale column of the slot's last owner must not act.
-                for tensors in (self._a, self._b, self._scale):
-                    tensors[site][slot].zero_()
-                continue
-            self._a[site][slot].copy_(pool.a[rows].reshape(self.num_rows * z_count, -1))
-            self._scale[site][slot, 0].copy_(scale.reshape(-1))
-            b = self._b[site][slot].view(self.num_rows, z_count, -1)
-            for z in range(z_count):
-                lo, hi = pool.shape.bounds(z)
-                b[:, z, lo:hi].copy_(pool.bt[rows, lo:hi])
-        self._slots[slot] = key
+    def _fill(self, slot: int, parts: Sequence[Part]) -> None:
+        for site in range(len(self.pools)):
+            self._targets[slot][site] = False
+            start = 0
+            for part in parts:
+                self._copy_part(slot, site, start, part)
+                start += part.num_rows
+            # Zeroed, not skipped: a stale column of the slot's last owner must not act.
+            self._zero(slot, site, start, self.num_rows)
+
+    def _copy_part(self, slot: int, site: int, start: int, part: Part) -> None:
+        """Copy the columns of one adapter to the rows of the slot from `start` on."""
+        pool, end = self.pools[site], start + part.num_rows
+        rows = slice(part.row0, part.row0 + part.num_rows)
+        scale = pool.scale[rows]
+        if not scale.any():
+            self._zero(slot, site, start, end)
+            return
+        self._targets[slot][site] = True
+        a, b, scales = self._rows(slot, site)
+        a[start:end].copy_(pool.a[rows])
+        torch.mul(scale, part.weight, out=scales[start:end])
+        for z in range(len(pool.shape.slices)):
+            lo, hi = pool.shape.bounds(z)
+            b[start:end, z, lo:hi].copy_(pool.bt[rows, lo:hi])
+
+    def _zero(self, slot: int, site: int, start: int, end: int) -> None:
+        for tensor in self._rows(slot, site):
+            tensor[start:end].zero_()
+
+    def _rows(self, slot: int, site: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of one slot by rank row: A [R, Z, in], B [R, Z, out], scale [R, Z]."""
+        shape = (self.num_rows, len(self.pools[site].shape.slices))
+        a, b, scale = self._a[site][slot], self._b[site][slot], self._scale[site][slot]
+        return a.view(*shape, -1), b.view(*shape, -1), scale.view(*shape)
 
     def _move(self, source: int, target: int) -> None:
         for tensors in (self._a, self._b, self._scale):
@@ -131,7 +167,7 @@ class RankStack:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows [start, end) of the step that belong to the adapter in `slot`."""
+    """Rows [start, end) of the step that belong to the key in `slot`."""
 
     slot: int
     start: int

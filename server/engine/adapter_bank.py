@@ -8,7 +8,7 @@ before anybody is told that it is ready, and freed only when nobody references i
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights
-from polygraft.kernels.grouped import RankStack
+from polygraft.kernels.grouped import Part, RankStack
 from polygraft.kernels.rank_pool import SitePool
+from polygraft.server.engine.messages import AdapterShare
 from polygraft.server.engine.sites import Site
 
 ROW_UNIT = 16  # rank rows are allocated in units of this many
@@ -124,6 +125,16 @@ class AdapterBank:
     def rows(self, digest: str) -> Rows | None:
         """Rank rows of a resident version; None for a soft prompt."""
         return self._rows.get(digest)
+
+    def parts(self, adapters: Iterable[AdapterShare]) -> dict[AdapterShare, Part]:
+        """Pool rows and weights of those adapters that are LoRAs, in the order given."""
+        parts = {}
+        for share in adapters:
+            rows = self._rows.get(share.digest)
+            assert rows or share.digest in self._prompts, "an adapter left the device while in use"
+            if rows:
+                parts[share] = Part(rows.row0, rows.count, share.weight)
+        return parts
 
     def prompt(self, digest: str) -> Tensor | None:
         """Virtual tokens [num_virtual_tokens, hidden_size] of a resident soft prompt."""

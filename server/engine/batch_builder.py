@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from polygraft.kernels.attention import AttentionPlan, Context, DecodeRows, PrefillRows
-from polygraft.kernels.grouped import GroupedSegments, Segment
+from polygraft.kernels.grouped import GroupedSegments, Part, Segment, rank_class
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.batch import Chunk, ForwardBatch, SampleRows, VirtualRows
+from polygraft.server.engine.messages import AdapterShare
 from polygraft.server.engine.sequence import Sequence as EngineSequence
 
+Composition = tuple[AdapterShare, ...]  # the LoRAs of a request: digests, as rows are used again
 Key = tuple[int, int]  # (rank class, slot); base-only rows sort last
 _BASE_ONLY: Key = (1 << 30, 0)
 
@@ -52,19 +54,19 @@ class BatchBuilder:
 
     def _place(self, chunks: Sequence[Chunk]) -> dict[str, Key]:
         """Stack slot of every sequence; brings the adapters of this step into the stacks."""
-        wanted: dict[int, dict[str, int]] = defaultdict(dict)
-        owner: dict[str, tuple[int, str]] = {}
+        wanted: dict[int, dict[Composition, tuple[Part, ...]]] = defaultdict(dict)
+        owner: dict[str, tuple[int, Composition]] = {}
         for chunk in chunks:
-            for share in chunk.sequence.request.adapters:
-                rows = self._bank.rows(share.digest)
-                assert rows or self._bank.prompt(share.digest) is not None, "not resident"
-                if rows is not None:
-                    wanted[rows.count][share.digest] = rows.row0
-                    owner[chunk.sequence.id] = (rows.count, share.digest)
-        slots = {count: self._bank.stack(count).place(row0s) for count, row0s in wanted.items()}
+            part_of = self._bank.parts(chunk.sequence.request.adapters)
+            if part_of:
+                composition, parts = tuple(part_of), tuple(part_of.values())
+                count = rank_class(parts)
+                wanted[count][composition] = parts
+                owner[chunk.sequence.id] = (count, composition)
+        slots = {count: self._bank.stack(count).place(parts) for count, parts in wanted.items()}
         keys = {chunk.sequence.id: _BASE_ONLY for chunk in chunks}
-        for sequence_id, (count, digest) in owner.items():
-            keys[sequence_id] = (count, slots[count][digest])
+        for sequence_id, (count, composition) in owner.items():
+            keys[sequence_id] = (count, slots[count][composition])
         return keys
 
     def _segments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,30 +103,30 @@ class Harness:
         prompt: list[int],
         *,
         max_output_tokens: int = 8,
-        adapter: str | None = None,
+        adapter: str | Mapping[str, float] | None = None,
         stop: frozenset[int] = frozenset(),
         sampling: Sampling | None = None,
         time_limit: float | None = None,
         min_output_tokens: int = 0,
         **fields: Any,
     ) -> None:
-        """`fields` are further ones of EngineRequest."""
+        """adapter: one version, or several with weights; `fields` are others of EngineRequest."""
+        weights = {adapter: 1.0} if isinstance(adapter, str) else dict(adapter or {})
+        shares = sorted(AdapterShare(digest, weight) for digest, weight in weights.items())
         request = EngineRequest(
             request_id,
             tuple(prompt),
             Stopping(max_output_tokens, stop, time_limit, min_output_tokens),
             sampling or Sampling(),
-            adapters=(AdapterShare(adapter),) if adapter else (),
-            num_virtual=self.adapters.virtual.get(adapter, 0) if adapter else 0,
+            adapters=tuple(shares),
+            num_virtual=sum(self.adapters.virtual.get(digest, 0) for digest in weights),
             **fields,
         )
-        if adapter:
-            self.adapters.references[adapter] += 1
+        self.adapters.references.update(weights.keys())
         try:
             self.engine.submit(request)
         except Exception:
-            if adapter:
-                self.adapters.release(adapter)
+            self.adapters.release(*weights)
             raise
 
     def run_step(self) -> bool:

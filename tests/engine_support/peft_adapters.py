@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 NUM_VIRTUAL = 7
+Generated = tuple[list[int], Tensor]  # token ids, logits [num_tokens, vocab_size]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _randomise(model: nn.Module) -> None:
 @torch.inference_mode()
 def generate_alone(
     base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], num_tokens: int
-) -> list[tuple[list[int], Tensor]]:
+) -> list[Generated]:
     """PEFT's own greedy generation of each prompt alone in float32.
 
     Returns (token ids, logits [num_tokens, vocab_size]) per prompt.
@@ -86,20 +89,62 @@ def generate_alone(
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     model.train(False)
-    results = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
-            output_logits=True,
-            return_dict_in_generate=True,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        tokens = output.sequences[0, -num_tokens:].tolist()
-        results.append((tokens, torch.stack([step[0] for step in output.logits]).float()))
-    return results
+    return [_generate(model, num_tokens, input_ids=torch.tensor([prompt])) for prompt in prompts]
+
+
+@torch.inference_mode()
+def generate_composed(
+    base: Path,
+    loras: Mapping[Path, float],
+    prompt: Sequence[int],
+    num_tokens: int,
+    *,
+    soft_prompt: Path | None = None,
+) -> Generated:
+    """As `generate_alone`, with all `loras` active, each scaling multiplied by its weight.
+
+    PEFT has no words for LoRAs behind a soft prompt; there the base with its LoRA layers is fed
+    `[prompt; embedding(tokens)]`.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = _with_loras(model, loras).train(False)
+    ids = torch.tensor([prompt])
+    if soft_prompt is None:
+        return _generate(model, num_tokens, input_ids=ids)
+    rows = load_file(soft_prompt / "adapter_model.safetensors")["prompt_embeddings"]
+    embedded = model.get_input_embeddings()(ids)
+    return _generate(model, num_tokens, inputs_embeds=torch.cat([rows[None], embedded], dim=1))
+
+
+def _with_loras(model: nn.Module, loras: Mapping[Path, float]) -> nn.Module:
+    """The PEFT model with several LoRAs active at once."""
+    for path in loras:
+        if isinstance(model, PeftModel):
+            model.load_adapter(path, adapter_name=path.name)
+        else:
+            model = PeftModel.from_pretrained(model, path, adapter_name=path.name)
+    assert isinstance(model, PeftModel)
+    model.base_model.set_adapter([path.name for path in loras])
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for path, weight in loras.items():
+                if path.name in module.scaling:
+                    module.scaling[path.name] *= weight
+    return model
+
+
+def _generate(model: nn.Module, num_tokens: int, **inputs: Tensor) -> Generated:
+    length = next(iter(inputs.values())).shape[1]
+    output = model.generate(  # type: ignore[operator]
+        **inputs,
+        attention_mask=torch.ones(1, length, dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    tokens = output.sequences[0, -num_tokens:].tolist()
+    return tokens, torch.stack([step[0] for step in output.logits]).float()

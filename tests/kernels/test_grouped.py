@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import relative_error
 
-from polygraft.kernels.grouped import GroupedSegments, RankStack, Segment
+from polygraft.kernels.grouped import GroupedSegments, Part, RankStack, Segment, rank_class
 from polygraft.kernels.rank_pool import SitePool, SiteShape
 from polygraft.kernels.reference import lora_linear_reference
 
@@ -59,7 +59,7 @@ def expected_update(
 def test_mixed_segments_equal_a_loop_over_them(dtype: torch.dtype, lengths: list[int]) -> None:
     pools = make_pools(dtype, len(lengths), ranks=[4, 16, 9])
     stack = RankStack(pools, CLASS)
-    slots = stack.place({f"a{i}": CLASS * i for i in range(len(lengths))})
+    slots = stack.place({f"a{i}": [Part(CLASS * i, CLASS)] for i in range(len(lengths))})
     base_only = 2  # rows in front that belong to nobody
     owners, segments, start = [], [], base_only
     for adapter, length in enumerate(lengths):
@@ -86,7 +86,7 @@ def test_stack_changes_incrementally_and_never_serves_stale_columns() -> None:
     for _ in range(40):
         count = int(torch.randint(1, 7, (1,), generator=generator))
         chosen = torch.randperm(6, generator=generator)[:count].tolist()
-        slots = stack.place({f"a{i}": CLASS * i for i in chosen})
+        slots = stack.place({f"a{i}": [Part(CLASS * i, CLASS)] for i in chosen})
         assert len(set(slots.values())) == count
         owners = [(adapter, row, row + 1) for row, adapter in enumerate(chosen)]
         segments = [Segment(slots[f"a{adapter}"], row, row + 1) for adapter, row, _ in owners]
@@ -99,6 +99,26 @@ def test_stack_changes_incrementally_and_never_serves_stale_columns() -> None:
 
 def test_slots_stay_dense_when_adapters_leave() -> None:
     stack = RankStack(make_pools(torch.float32, 6, ranks=[8]), CLASS)
-    stack.place({f"a{i}": CLASS * i for i in range(6)})
-    slots = stack.place({"a5": CLASS * 5})
+    stack.place({f"a{i}": [Part(CLASS * i, CLASS)] for i in range(6)})
+    slots = stack.place({"a5": [Part(CLASS * 5, CLASS)]})
     assert slots == {"a5": 0}, "one adapter must not pay for five holes"
+
+
+def test_a_composition_is_the_weighted_sum_of_its_parts() -> None:
+    pools = make_pools(torch.float32, 3, ranks=[4, 16, 9])
+    weights = (0.5, -1.5, 2.0)
+    parts = [Part(CLASS * i, CLASS, weight) for i, weight in enumerate(weights)]
+    assert rank_class(parts) == 4 * CLASS
+    stack = RankStack(pools, 4 * CLASS)
+    stack.place({"four": [*parts, Part(0, CLASS, 9.0)]})  # fills the columns left over below
+    slot = stack.place({"three": parts})["three"]
+    for site, pool in enumerate(pools[:SKIPPED_SITE]):
+        for rows in (3, 40):  # padded together, and alone
+            grouped = GroupedSegments(stack, [Segment(slot, 0, rows)], torch.device("cpu"))
+            x = torch.randn(rows, pool.shape.in_features)
+            y = torch.zeros(rows, pool.shape.out_features)
+            grouped.add_(site, x, y)
+            alone = [expected_update(pool, x, [(i, 0, rows)]) for i in range(3)]
+            expected = sum(weight * update for weight, update in zip(weights, alone, strict=True))
+            assert isinstance(expected, torch.Tensor)
+            assert relative_error(y, expected) <= 2e-6
