@@ -90,7 +90,7 @@ class Answer:
     def _show(self, output: SequenceOutput) -> tuple[str, int]:
         """The text of one output, and how many of its tokens belong to the answer."""
         visible = output.token_ids
-        if output.finish_reason is FinishReason.STOP:
+        if output.finish_reason is FinishReason.STOP and self._is_stop_id(visible[-1]):
             visible = visible[:-1]  # the token that ended the answer says nothing itself
         text = ""
         for count, token in enumerate(visible, start=1):
@@ -101,6 +101,9 @@ class Answer:
         if output.is_final:
             text += self._end(output.finish_reason)
         return text, len(output.token_ids)
+
+    def _is_stop_id(self, token_id: int) -> bool:
+        return token_id in self._job.stopping.stop_token_ids
 
     def _end(self, reason: FinishReason | None) -> str:
         """Note why the engine ended the sequence; returns the text held back until now."""

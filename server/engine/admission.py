@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from polygraft.adapters.errors import InvalidRequest, Overloaded
 from polygraft.server.engine.messages import EngineRequest
@@ -42,15 +43,8 @@ class Admission:
                 item="prompt",
                 hint="Send at least one token.",
             )
-        wrong = min(ids) if min(ids) < 0 else max(ids)
-        if not 0 <= wrong < self._vocab_size:
-            raise InvalidRequest(
-                f"token id {wrong} is not in the base's vocabulary, [0, {self._vocab_size}).",
-                reason="INVALID_TOKEN",
-                item="token_ids",
-                found=wrong,
-                allowed=f"[0, {self._vocab_size})",
-            )
+        self._check_ids("token_ids", ids)
+        self._check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias])
         output = request.stopping.max_output_tokens
         positions = request.num_virtual + len(ids) + output
         if positions > self._context_length:
@@ -62,6 +56,18 @@ class Admission:
                 found=positions,
                 allowed=self._context_length,
                 hint="Shorten the prompt or lower max_output_tokens.",
+            )
+
+    def _check_ids(self, item: str, ids: Sequence[int]) -> None:
+        ends = (min(ids), max(ids)) if ids else ()
+        wrong = [token for token in ends if not 0 <= token < self._vocab_size]
+        if wrong:
+            raise InvalidRequest(
+                f"token id {wrong[0]} is not in the base's vocabulary, [0, {self._vocab_size}).",
+                reason="INVALID_TOKEN",
+                item=item,
+                found=wrong[0],
+                allowed=f"[0, {self._vocab_size})",
             )
 
     def enter(self, request: EngineRequest) -> None:

@@ -31,11 +31,15 @@ class VirtualRows:
 
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """Where one sequence's logits stand in the step: `count` rows from `first`."""
+    """Where one sequence's logits stand in the step: `count` rows from `first`.
+
+    The first `num_scored` of them score prompt tokens; what is chosen follows from the others.
+    """
 
     chunk: Chunk
     first: int
     count: int
+    num_scored: int
 
 
 @dataclass(frozen=True, slots=True)

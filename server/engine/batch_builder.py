@@ -163,22 +163,34 @@ def _token_ids(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def _sampled_rows(
     ordered: Sequence[Chunk], starts: Sequence[int]
 ) -> tuple[list[SampleRows], list[int]]:
-    """Rows whose logits are needed: the last row of a complete prompt, and scored positions."""
+    """Rows whose logits are needed: those of scored prompt tokens, and where a token is chosen."""
     samples: list[SampleRows] = []
     logit_rows: list[int] = []
     for chunk, start in zip(ordered, starts, strict=False):
-        sequence = chunk.sequence
-        end = start + chunk.num_tokens
-        score_from = sequence.request.score_from
-        if score_from is not None:
-            # The row of token t predicts token t + 1; the last row predicts nothing scored.
-            first_token = sequence.num_computed - sequence.num_virtual
-            skip = max(0, score_from - 1 - first_token)
-            last = min(end, start + sequence.num_prompt - 1 - first_token)
-            rows = list(range(start + skip, last))
-        else:
-            rows = [end - 1] if chunk.num_tokens == sequence.num_remaining else []
-        if rows:
-            samples.append(SampleRows(chunk, len(logit_rows), len(rows)))
-            logit_rows += rows
+        scored = _scored_rows(chunk, start)
+        chosen = _chosen_rows(chunk, start)
+        count = len(scored) + len(chosen)
+        if count:
+            samples.append(SampleRows(chunk, len(logit_rows), count, len(scored)))
+            logit_rows += [*scored, *chosen]
     return samples, logit_rows
+
+
+def _scored_rows(chunk: Chunk, start: int) -> range:
+    """The row of token t predicts token t + 1."""
+    sequence = chunk.sequence
+    if sequence.next_scored is None:
+        return range(0)
+    first_token = sequence.num_computed - sequence.num_virtual
+    skip = sequence.next_scored - 1 - first_token
+    assert skip >= 0, "a row that scores was taken from the cache"
+    count = min(chunk.num_tokens, sequence.num_prompt - 1 - first_token)
+    return range(start + skip, start + count) if skip < count else range(0)
+
+
+def _chosen_rows(chunk: Chunk, start: int) -> range:
+    """The last row, once everything before it is computed."""
+    sequence = chunk.sequence
+    is_complete = chunk.num_tokens == sequence.num_remaining
+    end = start + chunk.num_tokens
+    return range(end - 1, end) if is_complete and not sequence.request.is_scoring else range(0)

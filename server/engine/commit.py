@@ -1,4 +1,4 @@
-"""After the model ran: sample, append, decide who is finished. Pure bookkeeping on sequences."""
+"""After the model ran: choose, append, decide who is finished. Pure bookkeeping on sequences."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polygraft.adapters.errors import NonFinite
+from polygraft.adapters.errors import InvalidRequest, NonFinite
 from polygraft.server.engine.batch import Chunk, ForwardBatch
 from polygraft.server.engine.messages import FinishReason, SequenceOutput
-from polygraft.server.engine.sampler import Row, sample, token_logprob
+from polygraft.server.engine.sampling.draw import Row
+from polygraft.server.engine.sampling.logprobs import token_logprob
 from polygraft.server.engine.sequence import Sequence
+
+Rows = npt.NDArray[np.float32]  # [count, vocab_size] logits
 
 
 def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[SequenceOutput]:
@@ -30,13 +33,14 @@ def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[Seq
         sequence, span = group.chunk.sequence, slice(group.first, group.first + group.count)
         if not all(finite[span]):
             outputs[sequence.id] = _refuse(sequence)
-        elif sequence.request.score_from is not None:
-            _record_scores(sequence, group.chunk, rows[span])
-        else:
-            outputs[sequence.id] = _next_token(sequence, rows[group.first])
+            continue
+        scored, chosen = rows[span][: group.num_scored], rows[span][group.num_scored :]
+        _record_scores(sequence, scored)
+        if len(chosen):
+            outputs[sequence.id] = _next_token(sequence, chosen[0])
     for chunk in chunks:
         sequence = chunk.sequence
-        if sequence.request.score_from is not None and not sequence.num_remaining:
+        if sequence.request.is_scoring and not sequence.num_remaining:
             outputs.setdefault(sequence.id, _scored(sequence))
     return list(outputs.values())
 
@@ -60,44 +64,51 @@ def _refuse(sequence: Sequence) -> SequenceOutput:
 
 
 def _next_token(sequence: Sequence, row: Row) -> SequenceOutput:
-    request = sequence.request
-    token = sample(row, request.sampling, position=len(sequence.token_ids))
-    logprobs = request.top_logprobs
-    sequence.token_ids.append(token)
-    reason = None
-    if token in request.stopping.stop_token_ids:
-        reason = FinishReason.STOP
-    elif sequence.num_output >= request.stopping.max_output_tokens:
-        reason = FinishReason.LENGTH
-    queue_seconds = 0.0
-    if sequence.num_output == 1 and sequence.first_scheduled_at is not None:
-        queue_seconds = sequence.first_scheduled_at - sequence.submitted_at
+    is_first = sequence.num_output == 0
+    try:
+        token = sequence.chooser.choose(row)
+    except InvalidRequest as error:
+        return SequenceOutput(sequence.id, error=error)
+    sequence.append(token)
+    num_top = sequence.request.top_logprobs
     return SequenceOutput(
         sequence.id,
         token_ids=(token,),
-        logprobs=() if logprobs is None else (token_logprob(row, token, logprobs),),
-        finish_reason=reason,
-        queue_seconds=queue_seconds,
+        logprobs=() if num_top is None else (token_logprob(row, token, num_top),),
+        prompt_logprobs=tuple(sequence.scores) if is_first else (),
+        finish_reason=_reason_to_end(sequence),
+        queue_seconds=_queue_seconds(sequence) if is_first else 0.0,
         num_cached=sequence.num_cached,
     )
 
 
-def _record_scores(sequence: Sequence, chunk: Chunk, rows: npt.NDArray[np.float32]) -> None:
-    """rows: [count, vocab_size]; row i predicts the i-th scored token of the chunk."""
-    score_from = sequence.request.score_from
-    assert score_from is not None
-    first = sequence.num_computed - chunk.num_tokens - sequence.num_virtual
-    token = max(score_from, first + 1)
+def _reason_to_end(sequence: Sequence) -> FinishReason | None:
+    stopping = sequence.request.stopping
+    if sequence.token_ids[-1] in stopping.stop_token_ids or sequence.chooser.is_finished:
+        return FinishReason.STOP
+    if sequence.num_output >= stopping.max_output_tokens:
+        return FinishReason.LENGTH
+    return None
+
+
+def _queue_seconds(sequence: Sequence) -> float:
+    started = sequence.first_scheduled_at
+    return 0.0 if started is None else started - sequence.submitted_at
+
+
+def _record_scores(sequence: Sequence, rows: Rows) -> None:
+    """Row i predicts the i-th prompt token that has no score yet."""
+    num_top = sequence.request.prompt_logprobs or 0
     for row in rows:
-        top = sequence.request.prompt_logprobs or 0
-        sequence.scores[token] = token_logprob(row, sequence.token_ids[token], top)
-        token += 1
+        assert sequence.next_scored is not None
+        token = sequence.token_ids[sequence.next_scored]
+        sequence.scores.append(token_logprob(row, token, num_top))
 
 
 def _scored(sequence: Sequence) -> SequenceOutput:
     return SequenceOutput(
         sequence.id,
-        prompt_logprobs=tuple(sequence.scores[token] for token in sorted(sequence.scores)),
+        prompt_logprobs=tuple(sequence.scores),
         finish_reason=FinishReason.LENGTH,
         num_cached=sequence.num_cached,
     )

@@ -16,7 +16,7 @@ from polygraft.server.engine.constraint import CompiledConstraint
 class FinishReason(Enum):
     """Why a sequence ended."""
 
-    STOP = "stop"  # end-of-sequence token or a stop token id
+    STOP = "stop"  # end-of-sequence token, a stop token id, or the constraint is complete
     LENGTH = "length"  # max_output_tokens reached
     TIME_LIMIT = "time_limit"  # the request's own time limit; the text is partial
     CANCELLED = "cancelled"  # abort(): client gone, RPC deadline, stop string found upstream
@@ -114,6 +114,18 @@ class EngineRequest:
     def digests(self) -> tuple[str, ...]:
         """The adapter versions, without their weights."""
         return tuple(share.digest for share in self.adapters)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it asks for the likelihood of its prompt only."""
+        return self.score_from is not None
+
+    @property
+    def first_scored(self) -> int | None:
+        """Index of the first prompt token whose log-probability is asked for; None: none is."""
+        if self.score_from is None and self.prompt_logprobs is not None:
+            return 1
+        return self.score_from
 
 
 @dataclass(frozen=True, slots=True)

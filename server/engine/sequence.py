@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from polygraft.server.engine.messages import EngineRequest, FinishReason, TokenLogprob
 from polygraft.server.engine.prefix_cache import BlockKeys
+from polygraft.server.engine.sampling.chooser import TokenChooser
 
 
 class SequenceState(Enum):
@@ -52,7 +53,8 @@ class Sequence:
         self.holds_adapters = False  # from its first admission on: they stay on the device
         self.submitted_at = time.monotonic()
         self.first_scheduled_at: float | None = None
-        self.scores: dict[int, TokenLogprob] = {}  # by index into the prompt
+        self.scores: list[TokenLogprob] = []  # of prompt tokens, from the first that is scored
+        self.chooser = TokenChooser(request)
         self.block_size = block_size
         self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
@@ -81,10 +83,22 @@ class Sequence:
     @property
     def num_cacheable(self) -> int:
         """Positions that may come from the cache: one at least is computed, for its logits."""
-        score_from = self.request.score_from
-        if score_from is not None:
-            return self.num_virtual + score_from - 1
+        if self.next_scored is not None:
+            return self.num_virtual + self.next_scored - 1
         return self.num_positions - 1
+
+    @property
+    def next_scored(self) -> int | None:
+        """Index of the first prompt token that is to be scored and was not yet; None: no more."""
+        first = self.request.first_scored
+        if first is None or first + len(self.scores) >= self.num_prompt:
+            return None
+        return first + len(self.scores)
+
+    def append(self, token_id: int) -> None:
+        """Take an output token."""
+        self.token_ids.append(token_id)
+        self.chooser.take(token_id)
 
     @property
     def expires_at(self) -> float | None:

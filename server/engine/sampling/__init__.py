@@ -1,0 +1,1 @@
+"""Choosing tokens: penalties, masks, draws and log-probabilities. Knows logits, not the model."""
