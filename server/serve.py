@@ -163,7 +163,7 @@ def _build(
         engine.bank,
         host_bytes=config.adapters.host_bytes,
         workers=config.adapters.load_workers,
-        on_change=lambda digest: engine.wake(),
+        on_change=lambda digest: engine.wake(digest),
         observer=metrics,
     )
     stack.callback(residency.close)

@@ -109,7 +109,7 @@ def load(job: Job) -> PolygraftEngine:
         lambda digest: read_adapter(registry.files(digest), engine.geometry, limits, dtype=dtype),
         engine.bank,
         host_bytes=1 << 30,
-        on_change=lambda digest: engine.wake(),
+        on_change=engine.wake,
         observer=None,
     )
     system = PolygraftEngine(engine, residency, digests, store_folder)

@@ -30,6 +30,17 @@ class EngineConfig(BaseModel):
     max_chunk: int = Field(
         128, gt=0, description="Prompt tokens of one sequence in one step; bounds token latency."
     )
+    max_step_adapters: int = Field(
+        256, gt=0, description="Distinct adapters in one step at most; fewer are grouped more."
+    )
+    max_step_columns: int = Field(
+        8192, gt=0, description="Rank columns of all adapters in one step at most."
+    )
+    max_skip: float = Field(
+        1.0,
+        gt=0,
+        description="Seconds that a request is passed over because its adapter is not at hand.",
+    )
     block_size: int = Field(16, gt=0, le=1024, description="Tokens per KV block.")
     kv_bytes: int = Field(
         1 << 30, gt=0, description="Memory for keys and values, in bytes; rounded to blocks."

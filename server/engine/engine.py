@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -39,14 +40,18 @@ from polygraft.server.engine.model_runner import ModelRunner
 from polygraft.server.engine.probe import ProbedModel, probe_model
 from polygraft.server.engine.scheduler import AdapterPort, Scheduler, SchedulerLimits
 from polygraft.server.engine.selfcheck import check_numbers, reference_logits
-from polygraft.server.engine.sequence import Sequence, SequenceState
+from polygraft.server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
 Publish = Callable[[list[SequenceOutput]], None]
-_WAKE = object()
 _STOP = object()
 _IDLE_WAIT = 0.05  # seconds between looks at deadlines when nothing can run
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterChanged:
+    digest: str
 
 
 class AdapterReferences(AdapterPort, Protocol):
@@ -145,12 +150,21 @@ class Engine:
     def attach(self, adapters: AdapterReferences, publish: Publish) -> None:
         """Say where adapters come from and where outputs go; `publish` is called once per step."""
         limits = SchedulerLimits(
-            self.config.max_running, self.config.max_batch_tokens, self.config.max_chunk
+            max_running=self.config.max_running,
+            max_batch_tokens=self.config.max_batch_tokens,
+            max_chunk=self.config.max_chunk,
+            max_step_adapters=self.config.max_step_adapters,
+            max_step_columns=self.config.max_step_columns,
+            max_skip=self.config.max_skip,
         )
         self._adapters = adapters
         self._publish = publish
         self._scheduler = Scheduler(
-            limits, self._blocks, adapters, prefix_cache=self.config.prefix_cache
+            limits,
+            self._blocks,
+            adapters,
+            prefix_cache=self.config.prefix_cache,
+            columns=self._rank_columns,
         )
         with self._lock:
             self._is_alive = True
@@ -169,9 +183,9 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
-    def wake(self) -> None:
-        """Look at the queues again: an adapter became ready or failed."""
-        self._intake.put(_WAKE)
+    def wake(self, digest: str) -> None:
+        """A version became ready or could not be loaded: look at those that wait for it."""
+        self._intake.put(_AdapterChanged(digest))
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request whose adapters the caller has acquired; on success the engine owns the
@@ -196,21 +210,20 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics and health."""
-        with self._lock:
-            live, is_alive = list(self._live.values()), self._is_alive
-        started = self._step_started
+        started, scheduler = self._step_started, self._scheduler
+        running = len(scheduler.running)
         return EngineStats(
-            waiting=sum(s.state is SequenceState.WAITING for s in live),
-            loading=sum(self._is_loading(s) for s in live),
-            running=sum(s.state is SequenceState.RUNNING for s in live),
+            waiting=len(self._live) - running,
+            loading=scheduler.waiting.num_loading,
+            running=running,
             total_blocks=self._blocks.num_blocks,
             free_blocks=self._blocks.num_free,
-            preemptions=self._scheduler.num_preemptions,
-            cached_tokens=self._scheduler.num_cached_tokens,
+            preemptions=scheduler.num_preemptions,
+            cached_tokens=scheduler.placement.num_cached_tokens,
             pool_rows=self.bank.num_rows,
             free_pool_rows=self.bank.num_free_rows,
             step_age=None if started is None else time.monotonic() - started,
-            alive=is_alive,
+            alive=self._is_alive,
         )
 
     def ledger(self) -> dict[str, int]:
@@ -227,9 +240,10 @@ class Engine:
         self._scheduler.check_integrity()
         self.bank.check_integrity()
 
-    def _is_loading(self, sequence: Sequence) -> bool:
-        waits = sequence.state is SequenceState.WAITING
-        return waits and not self._adapters.is_ready(*sequence.digests)
+    def _rank_columns(self, digest: str) -> int:
+        """What a resident version adds to a step; a soft prompt adds nothing."""
+        rows = self.bank.rows(digest)
+        return 0 if rows is None else rows.count
 
     def _run(self) -> None:
         """The engine thread."""
@@ -256,6 +270,8 @@ class Engine:
                     self._scheduler.add(item)
                 elif isinstance(item, str):
                     self._scheduler.abort(item)
+                elif isinstance(item, _AdapterChanged):
+                    self._scheduler.adapter_changed(item.digest)
                 item = self._intake.get_nowait()
             return False
         return True
@@ -283,14 +299,14 @@ class Engine:
 
     def _settle(self, chunks: list[Chunk], outputs: list[SequenceOutput]) -> None:
         """Give back what ended sequences hold, before anybody hears of their end."""
+        finite = {output.request_id for output in outputs if output.error is None}
         for chunk in chunks:
             self._admission.leave(chunk.sequence.id)
+            self._scheduler.computed(chunk.sequence, is_finite=chunk.sequence.id in finite)
         for output in outputs:
             sequence = self._live[output.request_id]
             if isinstance(output.error, NonFinite):
                 self._clear_cells(sequence)
-            elif output.token_ids:
-                self._scheduler.index_blocks(sequence)
             if output.is_final:
                 self._scheduler.finish(sequence)
                 self._forget(sequence)

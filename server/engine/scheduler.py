@@ -1,26 +1,36 @@
 """Who runs in the next step. Pure Python: no tensors, no threads, no clock of its own.
 
-Decodes come first, then running prompts in chunks, then admissions, all under one token budget, so
-a long prompt never delays anybody's next token by more than one chunk. A sequence whose adapter is
-not on the device yet is passed over, not blocked on. When blocks run out, the sequence admitted
-last gives its blocks back and is computed again later (preemption by recompute).
+Decodes come first, so a long prompt never delays anybody's next token by more than the step that
+computes a chunk of it. What is left of the token budget goes to prompts, running and new ones
+alike, in fair order (`fairness.py`, `priorities.py`). A sequence that waits and was served less
+than others may take the place of one that runs; when blocks run out, the sequence that was served
+most gives its blocks back and is computed again later (preemption by recompute).
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from polygraft.adapters.errors import DeadlineExpired
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
+from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST
 from polygraft.server.engine.messages import FinishReason
+from polygraft.server.engine.placement import Placement
+from polygraft.server.engine.priorities import GUARANTEED, ClassOrder
 from polygraft.server.engine.sequence import Sequence, SequenceState
+from polygraft.server.engine.step_plan import RunningAdapters, StepPlan
+from polygraft.server.engine.timers import Timers
+from polygraft.server.engine.waiting_room import WaitingRoom
+
+_LOOK_AHEAD = 16  # accounts whose first is looked at when adapters have no room in the step
 
 
 class AdapterPort(Protocol):
-    """What the scheduler asks about adapters. Answers must be cheap: it asks every step."""
+    """What the scheduler asks about adapters. Answers must be cheap."""
 
     def is_ready(self, *digests: str) -> bool:
         """Whether the versions are all on the device; without `hold` they may leave it again."""
@@ -38,11 +48,16 @@ class AdapterPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Caps of one step."""
+    """Caps of one step, and how patient fairness is."""
 
     max_running: int
     max_batch_tokens: int
     max_chunk: int
+    max_step_adapters: int = 256
+    max_step_columns: int = 8192
+    max_skip: float = 1.0  # seconds that one is passed over for want of room for its adapters
+    burst: float = 2048.0  # cost that an account may be behind the others when it wakes up
+    turn: float = 1024.0  # cost after which a place goes round when there are too few for all
 
 
 class Scheduler:
@@ -55,167 +70,304 @@ class Scheduler:
         adapters: AdapterPort,
         *,
         prefix_cache: bool,
+        columns: Callable[[str], int] = lambda digest: 0,
     ) -> None:
         self.limits = limits
-        self.blocks = blocks
-        self._adapters = adapters
-        self._prefix_cache = prefix_cache
-        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self.placement = Placement(blocks, prefix_cache=prefix_cache)
+        self.waiting = WaitingRoom(limits.burst)
         self.running: OrderedDict[str, Sequence] = OrderedDict()
-        self.num_preemptions = 0
-        self.num_cached_tokens = 0
+        self.num_preemptions = 0  # for want of blocks
+        self.num_displaced = 0  # for the sake of those who were served less
+        self._adapters = adapters
+        self._classes = ClassOrder(float(limits.max_chunk))
+        self._timers = Timers()
+        self._ending: dict[str, Sequence] = {}
+        self._in_step = RunningAdapters(
+            max_adapters=limits.max_step_adapters,
+            max_columns=limits.max_step_columns,
+            columns=columns,
+        )
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting[sequence.id] = sequence
+        self._timers.add(sequence)
+        sibling = self._find(sequence.request.after) if sequence.request.after else None
+        if sibling is not None and not sibling.is_prompt_computed:
+            self.waiting.wait_for_sibling(sequence, sibling.id)
+        else:
+            self._queue(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a sequence in any state; an unknown id is ignored."""
-        sequence = self.waiting.get(request_id) or self.running.get(request_id)
+        sequence = self._find(request_id)
         if sequence is not None:
             sequence.is_aborted = True
+            self._ending[request_id] = sequence
+
+    def adapter_changed(self, digest: str) -> None:
+        """A version became ready, or could not be loaded."""
+        for sequence in self.waiting.take_for_adapter(digest):
+            self._queue(sequence)
 
     def sweep(self, now: float) -> list[Sequence]:
         """Take out what is cancelled, expired or cannot be served; each has its reason set."""
-        ended = []
-        for sequence in [*self.waiting.values(), *self.running.values()]:
-            if sequence.is_aborted:
-                sequence.finish_reason = FinishReason.CANCELLED
-            elif sequence.expires_at is not None and now >= sequence.expires_at:
-                sequence.finish_reason = FinishReason.TIME_LIMIT
-            elif sequence.state is SequenceState.WAITING:
-                sequence.error = self._adapters.failure(*sequence.digests)
-            if sequence.finish_reason is not None or sequence.error is not None:
-                ended.append(sequence)
+        for request_id in self._timers.due(now):
+            sequence = self._find(request_id)
+            if sequence is not None:
+                self._ending[request_id] = sequence
+        ended = [sequence for sequence in self._ending.values() if _has_ended(sequence, now)]
+        self._ending.clear()
         for sequence in ended:
             self.finish(sequence)
         return ended
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks."""
-        self.waiting.pop(sequence.id, None)
-        self.running.pop(sequence.id, None)
-        self.blocks.free(sequence.take_blocks())
+        if sequence.id in self.running:
+            self._stop(sequence)
+        elif sequence.id in self.waiting:
+            self.waiting.remove(sequence)
         sequence.state = SequenceState.FINISHED
+        self._let_siblings_go(sequence)
 
     def plan(self, now: float) -> list[Chunk]:
         """The chunks of the next step; their blocks are allocated."""
-        budget = self.limits.max_batch_tokens
-        chunks: list[Chunk] = []
+        step = StepPlan(self.limits.max_batch_tokens)
         running = list(self.running.values())
-        preemptions = self.num_preemptions
-        # Stable sort: decodes first, each kind in order of admission.
-        for sequence in sorted(running, key=lambda s: s.num_remaining > 1):
-            size = min(sequence.num_remaining, budget, self.limits.max_chunk)
-            # Making room for an earlier one may have pushed this one out of `running`.
-            if sequence.id in self.running and size and self._grow(sequence, size, chunks):
-                chunks.append(Chunk(sequence, size))
-                budget -= size
-        if self.num_preemptions > preemptions:
-            return chunks  # whoever was pushed out must not take the room straight back
-        return self._admit(chunks, budget, now)
+        decodes = [sequence for sequence in running if sequence.is_decode]
+        prompts = [sequence for sequence in running if not sequence.is_decode]
+        wanting = {priority for priority, line in self.waiting.lines.items() if line.num_waiting}
+        wanting.update(sequence.request.priority for sequence in prompts)
+        order = self._classes.order(wanting)
+        self._plan_decodes(step, decodes)
+        self._plan_prompts(step, prompts, order, now)
+        return step.chunks
 
-    def _admit(self, chunks: list[Chunk], budget: int, now: float) -> list[Chunk]:
-        for sequence in list(self.waiting.values()):
-            if budget == 0 or len(self.running) >= self.limits.max_running:
-                break
-            if not self._hold_adapters(sequence):
-                continue
-            size = self._admit_blocks(sequence, budget)
-            if not size:
-                break  # in order: a small request must not starve a large one
-            del self.waiting[sequence.id]
-            self.running[sequence.id] = sequence
-            sequence.state = SequenceState.RUNNING
-            if sequence.first_scheduled_at is None:
-                sequence.first_scheduled_at = now
-            chunks.append(Chunk(sequence, size))
-            budget -= size
-        return chunks
-
-    def _hold_adapters(self, sequence: Sequence) -> bool:
-        """Whether all adapters of the sequence are on the device, to stay until it ends."""
-        if not sequence.holds_adapters:
-            digests = sequence.digests
-            ready = self._adapters.is_ready(*digests)  # without a lock: asked in every step
-            sequence.holds_adapters = not digests or (ready and self._adapters.hold(*digests))
-        return sequence.holds_adapters
-
-    def _admit_blocks(self, sequence: Sequence, budget: int) -> int:
-        """Give a sequence what the prefix cache has and blocks for its first chunk; returns the
-        size of the chunk, 0 if there is no room.
-
-        While there is plenty it gets all blocks it can ever need, so that they are adjacent. A
-        small reserve stays free for the growth of running sequences.
-        """
-        self._share_prefix(sequence)
-        size = min(sequence.num_remaining, budget, self.limits.max_chunk)
-        most = sequence.num_blocks_missing(sequence.max_positions)
-        least = sequence.num_blocks_missing(sequence.num_computed + size)
-        plenty = self.blocks.num_unused - most >= self.blocks.num_blocks // 4
-        reserve = self.blocks.num_blocks // 50 if self.running else 0
-        blocks = None
-        if plenty or self.blocks.num_free - least >= reserve:
-            last = sequence.blocks[-1] if sequence.blocks else None
-            blocks = self.blocks.allocate(most if plenty else least, after=last)
-        if blocks is None:
-            self.blocks.free(sequence.take_blocks())
-            return 0
-        self.num_cached_tokens += sequence.num_computed
-        if sequence.first_scheduled_at is None:
-            sequence.num_cached = sequence.num_computed
-        sequence.add_blocks(blocks)
-        return size
-
-    def _share_prefix(self, sequence: Sequence) -> None:
-        if not self._prefix_cache:
-            return
-        keys = sequence.keys.up_to(sequence.num_cacheable, sequence.token_ids)
-        found = self.blocks.lookup(keys)
-        self.blocks.share(found)
-        sequence.add_blocks(found)
-        sequence.num_computed = len(found) * sequence.block_size
-        sequence.num_indexed = len(found)
-
-    def index_blocks(self, sequence: Sequence) -> None:
-        """Offer the full, computed blocks of a sequence whose logits were finite for sharing."""
-        if not self._prefix_cache:
-            return
-        keys = sequence.keys.up_to(sequence.num_computed, sequence.token_ids)
-        for index in range(sequence.num_indexed, len(keys)):
-            self.blocks.index(sequence.blocks[index], keys[index])
-        sequence.num_indexed = len(keys)
-
-    def _grow(self, sequence: Sequence, size: int, chunks: list[Chunk]) -> bool:
-        """Blocks for `size` more positions, preempting the latest admitted where needed."""
-        missing = sequence.num_blocks_missing(sequence.num_computed + size)
-        while True:
-            last = sequence.blocks[-1] if sequence.blocks else None
-            blocks = self.blocks.allocate(missing, after=last)
-            if blocks is not None:
-                sequence.add_blocks(blocks)
-                return True
-            victim = self._victim(chunks)
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-
-    def _victim(self, chunks: Iterable[Chunk]) -> Sequence:
-        """The latest admitted sequence that is not already part of this step."""
-        planned = {chunk.sequence.id for chunk in chunks}
-        return next(s for s in reversed(self.running.values()) if s.id not in planned)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.blocks.free(sequence.take_blocks())
-        del self.running[sequence.id]
-        sequence.state = SequenceState.WAITING
-        self.waiting[sequence.id] = sequence
-        self.waiting.move_to_end(sequence.id, last=False)
-        self.num_preemptions += 1
+    def computed(self, sequence: Sequence, *, is_finite: bool) -> None:
+        """A step computed a chunk of the sequence. `is_finite`: and logits, which were finite."""
+        if is_finite:
+            self.placement.index(sequence)
+        new = sequence.num_output - sequence.num_charged_output
+        sequence.num_charged_output = sequence.num_output
+        self._charge(sequence, new * OUTPUT_COST)
+        if sequence.is_prompt_computed:
+            self._let_siblings_go(sequence)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if blocks, states and queues disagree."""
-        held = Counter(block for s in self.running.values() for block in s.blocks)
-        self.blocks.check_integrity(held)
-        assert all(s.state is SequenceState.WAITING and not s.blocks for s in self.waiting.values())
-        assert all(s.state is SequenceState.RUNNING for s in self.running.values())
+        """Raise AssertionError if blocks, states, queues and accounts disagree."""
+        running = list(self.running.values())
+        self.placement.blocks.check_integrity(Counter(b for s in running for b in s.blocks))
+        self.waiting.check_integrity()
+        self._in_step.check_integrity(running)
+        assert all(s.state is SequenceState.WAITING and not s.blocks for s in self.waiting)
+        assert all(s.state is SequenceState.RUNNING for s in running)
+        classes = Counter(s.request.priority for s in running)
+        for priority, line in self.waiting.lines.items():
+            assert line.num_running == classes[priority]
+        assert not any(s.id in self.waiting for s in running), "a sequence runs and waits"
+
+    # Queues
+
+    def _find(self, request_id: str) -> Sequence | None:
+        return self.waiting.get(request_id) or self.running.get(request_id)
+
+    def _queue(self, sequence: Sequence) -> None:
+        """In line if its adapters are on the device, else apart until they are."""
+        missing = None
+        if not sequence.holds_adapters:
+            missing = next((d for d in sequence.digests if not self._adapters.is_ready(d)), None)
+        if missing is None:
+            self.waiting.enter_line(sequence)
+            return
+        self.waiting.wait_for_adapter(sequence, missing)
+        sequence.error = self._adapters.failure(*sequence.digests)
+        if sequence.error is not None:
+            self._ending[sequence.id] = sequence
+
+    def _let_siblings_go(self, sequence: Sequence) -> None:
+        for sibling in self.waiting.take_for_sibling(sequence.id):
+            self._queue(sibling)
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        self.waiting.remove(sequence)
+        self.running[sequence.id] = sequence
+        self.waiting.line_of(sequence).start(sequence)
+        self._in_step.start(sequence)
+        sequence.state = SequenceState.RUNNING
+        sequence.passed_over_at = None
+        if sequence.first_scheduled_at is None:
+            sequence.first_scheduled_at = now
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.placement.release(sequence)
+        del self.running[sequence.id]
+        self.waiting.line_of(sequence).stop(sequence)
+        self._in_step.stop(sequence)
+
+    def _preempt(self, sequence: Sequence, step: StepPlan) -> None:
+        step.drop(sequence)
+        self._stop(sequence)
+        sequence.state = SequenceState.WAITING
+        self._queue(sequence)
+
+    # One step
+
+    def _plan_decodes(self, step: StepPlan, decodes: list[Sequence]) -> None:
+        """A token for each, and what is left for those that would take several."""
+        spare = step.budget - len(decodes)
+        for sequence in decodes:
+            size = 1 + min(sequence.num_wanted - 1, spare)
+            # Making room for an earlier one may have pushed this one out of `running`.
+            if sequence.id in self.running and self._grow(sequence, size, step):
+                step.add(sequence, size)
+                spare -= size - 1
+
+    def _plan_prompts(
+        self, step: StepPlan, prompts: list[Sequence], order: list[int], now: float
+    ) -> None:
+        """Chunks of running prompts and of new ones, in fair order; of equals, running first."""
+        pending = deque(sorted(prompts, key=lambda s: self._rank(s, order)))
+        may_admit = True
+        while step.budget:
+            # Whoever was pushed out in this step must not take the room straight back.
+            may_admit = may_admit and not step.has_pushed_out
+            new = self._next_in_line(order, now) if may_admit else None
+            if new is not None and (
+                not pending or self._rank(new, order) < self._rank(pending[0], order)
+            ):
+                may_admit = self._admit(new, step, now)
+            elif pending:
+                sequence = pending.popleft()
+                if sequence.id in self.running:
+                    self._compute_chunk(sequence, step)
+            else:
+                break
+
+    def _rank(self, sequence: Sequence, order: list[int]) -> tuple[int, float, float]:
+        """The smaller goes first."""
+        priority = sequence.request.priority
+        return order.index(priority), *self.waiting.lines[priority].rank(sequence)
+
+    def _next_in_line(self, order: list[int], now: float) -> Sequence | None:
+        """Who is to be admitted next; None if nobody can be.
+
+        Those whose adapters the step has no room for are passed over, which groups requests of
+        the adapters that run; but who was passed over for `max_skip` seconds gets the next room.
+        """
+        for priority in order:
+            for sequence in self.waiting.lines[priority].heads(_LOOK_AHEAD):
+                if self._in_step.has_room_for(sequence):
+                    return sequence
+                if sequence.passed_over_at is None:
+                    sequence.passed_over_at = now
+                elif now - sequence.passed_over_at >= self.limits.max_skip:
+                    return None
+        return None
+
+    def _admit(self, sequence: Sequence, step: StepPlan, now: float) -> bool:
+        """Let a sequence run if there is room. False: there is none, nor for anybody behind it,
+        since small requests must not starve a large one."""
+        if not sequence.holds_adapters and not self._adapters.is_ready(*sequence.digests):
+            self.waiting.remove(sequence)
+            self._queue(sequence)  # apart from the line, until they are back
+            return True
+        if not self._find_room(sequence, step):
+            return False
+        if not self._hold_adapters(sequence):  # they left at this very moment
+            self.placement.release(sequence)
+            return False
+        self._start(sequence, now)
+        self._compute_chunk(sequence, step)
+        return True
+
+    def _find_room(self, sequence: Sequence, step: StepPlan) -> bool:
+        """Blocks and a place, if need be those of sequences that were served more."""
+        while True:
+            is_alone = not self.running
+            has_place = len(self.running) < self.limits.max_running
+            if has_place and self.placement.admit(sequence, is_alone=is_alone):
+                return True
+            victim = self._displaced_by(sequence)
+            if victim is None:
+                return False
+            self.num_displaced += 1
+            self._preempt(victim, step)
+
+    def _displaced_by(self, sequence: Sequence) -> Sequence | None:
+        """Whose place a waiting sequence may take: one of a lower class, as long as that keeps
+        its guaranteed part of the places, else one of its own class that was served more."""
+        lines, priority = self.waiting.lines, sequence.request.priority
+        kept = max(1, int(self.limits.max_running * GUARANTEED))
+        below = {p for p, line in lines.items() if p < priority and line.num_running > kept}
+        lower = [s for s in self.running.values() if s.request.priority in below]
+        if lower:
+            return self._most_served(lower)
+        same = (s for s in self.running.values() if s.request.priority == priority)
+        claims = lines[priority].claims(sequence, same, self.limits.turn)
+        return self._most_served(claims) if claims else None
+
+    def _hold_adapters(self, sequence: Sequence) -> bool:
+        """Keep its adapters on the device until it ends; False if one is not there."""
+        if not sequence.holds_adapters:
+            digests = sequence.digests
+            sequence.holds_adapters = not digests or self._adapters.hold(*digests)
+        return sequence.holds_adapters
+
+    def _compute_chunk(self, sequence: Sequence, step: StepPlan) -> None:
+        """The next chunk of a prompt, in this step."""
+        size = min(sequence.num_wanted, step.budget, self.limits.max_chunk)
+        if self._grow(sequence, size, step):
+            step.add(sequence, size)
+            self._charge_prompt(sequence, sequence.num_computed + size)
+
+    def _grow(self, sequence: Sequence, size: int, step: StepPlan) -> bool:
+        """Blocks for `size` more positions, pushing out whoever was served most; False if that
+        is the sequence itself."""
+        while not self.placement.grow(sequence, sequence.num_computed + size):
+            victim = self._most_served(self.running.values())
+            self.num_preemptions += 1
+            step.has_pushed_out = True
+            self._preempt(victim, step)
+            if victim is sequence:
+                return False
+        return True
+
+    def _most_served(self, running: Iterable[Sequence]) -> Sequence:
+        """The one to preempt: of the lowest class the account that was served most, of that the
+        one admitted last. `running` is in order of admission.
+
+        Why the class first: a sequence that displaced one of a lower class would else be pushed
+        out again for being the most served, and so on in turn.
+        """
+
+        def key(sequence: Sequence) -> tuple[int, float, float]:
+            priority = sequence.request.priority
+            return -priority, *self.waiting.lines[priority].rank(sequence)
+
+        return max(reversed(list(running)), key=key)  # of equals `max` takes the first
+
+    # Accounts
+
+    def _charge_prompt(self, sequence: Sequence, end: int) -> None:
+        """Positions below `end` are or will be computed; nothing is charged twice."""
+        start = max(sequence.num_charged_prompt, sequence.num_computed)
+        end = min(end, sequence.num_virtual + sequence.num_prompt)
+        if end > start:
+            sequence.num_charged_prompt = end
+            self._charge(sequence, (end - start) * INPUT_COST)
+
+    def _charge(self, sequence: Sequence, cost: float) -> None:
+        self.waiting.line_of(sequence).charge(sequence, cost)
+        self._classes.charge(sequence.request.priority, cost)
+
+
+def _has_ended(sequence: Sequence, now: float) -> bool:
+    """Whether a sequence is to end outside a step; sets the reason."""
+    deadline = sequence.request.deadline
+    if sequence.is_aborted:
+        sequence.finish_reason = FinishReason.CANCELLED
+    elif sequence.expires_at is not None and now >= sequence.expires_at:
+        sequence.finish_reason = FinishReason.TIME_LIMIT
+    elif deadline is not None and now >= deadline and sequence.state is SequenceState.WAITING:
+        sequence.error = DeadlineExpired("the deadline passed while the request was waiting.")
+    return sequence.finish_reason is not None or sequence.error is not None

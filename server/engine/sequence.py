@@ -51,6 +51,9 @@ class Sequence:
         self.is_aborted = False
         self.digests = request.digests
         self.holds_adapters = False  # from its first admission on: they stay on the device
+        self.passed_over_at: float | None = None  # first in line, but its adapters had no room
+        self.num_charged_prompt = 0  # virtual and prompt tokens its account was charged for
+        self.num_charged_output = 0
         self.submitted_at = time.monotonic()
         self.first_scheduled_at: float | None = None
         self.scores: list[TokenLogprob] = []  # of prompt tokens, from the first that is scored
@@ -73,6 +76,21 @@ class Sequence:
     def num_output(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether all but the newest token is computed: a step gives it a token at once."""
+        return self.num_remaining == 1
+
+    @property
+    def num_wanted(self) -> int:
+        """Positions it would like to have computed in the next step."""
+        return self.num_remaining
+
+    @property
+    def is_prompt_computed(self) -> bool:
+        """Whether its whole prompt is in the cache, now or at some time before."""
+        return self.num_output > 0 or self.num_computed >= self.num_virtual + self.num_prompt
 
     @property
     def max_positions(self) -> int:

@@ -48,6 +48,12 @@ class LoadedAdapters:
         self.engine.bank.copy(digest, weights)
         self.virtual[digest] = weights.num_virtual_tokens
 
+    def reveal(self) -> None:
+        """The hidden ones have arrived."""
+        arrived, self.hidden = self.hidden, set()
+        for digest in arrived:
+            self.engine.wake(digest)
+
     def is_ready(self, *digests: str) -> bool:
         return (self.virtual.keys() - self.hidden).issuperset(digests)
 

@@ -100,7 +100,7 @@ class FakeEngine:
         self._is_alive = False
         self.stop()
 
-    def wake(self) -> None:
+    def wake(self, digest: str) -> None:
         """See Engine."""
 
     def submit(self, request: EngineRequest) -> None:

@@ -83,7 +83,7 @@ def test_a_request_waiting_for_its_adapter_holds_nobody_else(tiny_base: TinyBase
         assert harness.run_step()
     assert not harness.answers["cold"].token_ids
     assert harness.engine.stats().loading == 1
-    harness.adapters.hidden.clear()
+    harness.adapters.reveal()
     harness.run()
     assert harness.answers["cold"].finish_reason is FinishReason.LENGTH
     harness.assert_clean()

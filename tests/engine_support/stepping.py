@@ -1,0 +1,201 @@
+"""The real scheduler over a real block pool, with a model that does nothing: fast and exact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from polygraft.server.engine.batch import Chunk
+from polygraft.server.engine.block_pool import BlockPool
+from polygraft.server.engine.messages import AdapterShare, EngineRequest, FairShare, Stopping
+from polygraft.server.engine.scheduler import Scheduler, SchedulerLimits
+from polygraft.server.engine.sequence import Sequence
+
+BLOCK = 4
+
+
+class FakeAdapters:
+    """Which versions are on the device, as a test says."""
+
+    def __init__(self) -> None:
+        self.ready: set[str] = {"warm"}
+        self.failures: dict[str, Exception] = {}
+        self.holders: Counter[str] = Counter()
+
+    def is_ready(self, *digests: str) -> bool:
+        """See AdapterPort."""
+        return self.ready.issuperset(digests)
+
+    def hold(self, *digests: str) -> bool:
+        """See AdapterPort."""
+        if self.is_ready(*digests):
+            self.holders.update(digests)
+        return self.is_ready(*digests)
+
+    def failure(self, *digests: str) -> Exception | None:
+        """See AdapterPort."""
+        return next((self.failures[d] for d in digests if d in self.failures), None)
+
+
+@dataclass
+class Track:
+    """What a test wants to know of one sequence, in steps."""
+
+    submitted: int
+    sequence: Sequence
+    first_token: int | None = None
+    ended: int | None = None
+
+    @property
+    def wait(self) -> int:
+        """Steps to the first token."""
+        assert self.first_token is not None
+        return self.first_token - self.submitted
+
+    @property
+    def latency(self) -> int:
+        """Steps to the last token."""
+        assert self.ended is not None
+        return self.ended - self.submitted
+
+
+class Stepper:
+    """Runs steps; every clock is the number of steps times `seconds_per_step`."""
+
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        *,
+        prefix_cache: bool = True,
+        seconds_per_step: float = 0.01,
+        **limits: float,
+    ) -> None:
+        caps = {"max_running": 8, "max_batch_tokens": 32, "max_chunk": 8, **limits}
+        self.adapters = FakeAdapters()
+        self.blocks = BlockPool(num_blocks)
+        self.scheduler = Scheduler(
+            SchedulerLimits(**caps),  # type: ignore[arg-type]
+            self.blocks,
+            self.adapters,
+            prefix_cache=prefix_cache,
+            columns=lambda digest: 16,
+        )
+        self.seconds_per_step = seconds_per_step
+        self.num_steps = 0
+        self.tracks: dict[str, Track] = {}
+        self.live: set[str] = set()
+        self.tokens: Counter[tuple[str, str]] = Counter()  # cost served, by share
+
+    @property
+    def now(self) -> float:
+        """The clock."""
+        return self.num_steps * self.seconds_per_step
+
+    def submit(
+        self,
+        name: str,
+        prompt: int | tuple[int, ...],
+        output: int = 4,
+        *,
+        adapters: tuple[str, ...] = (),
+        virtual: int = 0,
+        share: FairShare | None = None,
+        priority: int = 0,
+        time_limit: float | None = None,
+        deadline: float | None = None,
+        after: str | None = None,
+        score_from: int | None = None,
+    ) -> Sequence:
+        """A prompt of that many tokens, or of these."""
+        tokens = tuple(range(prompt)) if isinstance(prompt, int) else prompt
+        request = EngineRequest(
+            name,
+            tokens,
+            Stopping(output, time_limit=time_limit),
+            adapters=tuple(AdapterShare(digest) for digest in adapters),
+            num_virtual=virtual,
+            share=share or FairShare(adapter=adapters[0] if adapters else ""),
+            priority=priority,
+            deadline=deadline,
+            after=after,
+            score_from=score_from,
+        )
+        sequence = Sequence(request, block_size=BLOCK)
+        sequence.submitted_at = self.now
+        self.tracks[name] = Track(self.num_steps, sequence)
+        self.live.add(name)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def load(self, digest: str) -> None:
+        """A version arrives on the device."""
+        self.adapters.ready.add(digest)
+        self.scheduler.adapter_changed(digest)
+
+    def fail(self, digest: str) -> None:
+        """A version turns out to be broken."""
+        self.adapters.failures[digest] = RuntimeError(digest)
+        self.scheduler.adapter_changed(digest)
+
+    def step(self) -> dict[str, int]:
+        """One step; returns the chunk sizes by name."""
+        for sequence in self.scheduler.sweep(self.now):
+            self._forget(sequence)
+        chunks = self.scheduler.plan(self.now)
+        self.num_steps += 1
+        self._run(chunks)
+        return {chunk.sequence.id: chunk.num_tokens for chunk in chunks}
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Steps until nothing is left, with every invariant checked after each."""
+        for _ in range(max_steps):
+            if not self.live:
+                return
+            self.step()
+            self.check()
+        raise AssertionError(f"{sorted(self.live)} did not end")
+
+    def check(self) -> None:
+        """Raise AssertionError if anything disagrees with anything."""
+        self.scheduler.check_integrity()
+        known = {*self.scheduler.running, *(s.id for s in self.scheduler.waiting)}
+        assert known == self.live, "a sequence was lost, or an ended one kept"
+
+    def assert_clean(self) -> None:
+        """Everything that was taken has been given back."""
+        self.check()
+        assert not self.live
+        assert self.blocks.num_free == self.blocks.num_blocks
+        assert not +self.adapters.holders
+
+    def _run(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            end = sequence.num_computed + chunk.num_tokens
+            assert len(sequence.cells(sequence.num_computed, end)) == chunk.num_tokens, "no cells"
+            new_prompt = min(end, sequence.num_virtual + sequence.num_prompt)
+            self.tokens[_key(sequence)] += max(0, new_prompt - sequence.num_computed)
+            sequence.num_computed = end
+            gives_token = not sequence.num_remaining and sequence.request.score_from is None
+            if gives_token:
+                sequence.token_ids.append(0)
+                self.tokens[_key(sequence)] += 2
+                track = self.tracks[sequence.id]
+                track.first_token = track.first_token or self.num_steps
+            is_final = not sequence.num_remaining or (
+                sequence.num_output >= sequence.request.stopping.max_output_tokens > 0
+            )
+            self.scheduler.computed(sequence, is_finite=gives_token or is_final)
+            if is_final:
+                self.scheduler.finish(sequence)
+                self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.live.remove(sequence.id)
+        self.tracks[sequence.id].ended = self.num_steps
+        if sequence.holds_adapters:
+            self.adapters.holders.subtract(sequence.digests)
+
+
+def _key(sequence: Sequence) -> tuple[str, str]:
+    return sequence.request.share.namespace, sequence.request.share.adapter
