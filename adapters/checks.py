@@ -1,7 +1,7 @@
-"""Names and shapes of an adapter's tensors against the base, from the header alone.
+"""Names and shapes of a LoRA's tensors against the base, from the header alone.
 
-Every tensor must belong to a known LoRA pair or be the prompt; what is left over is named after
-the PEFT feature that writes it, because that is what the uploader can turn off.
+Every tensor must belong to a known LoRA pair; what is left over is named after the PEFT feature
+that writes it, because that is what the uploader can turn off.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from polygraft.adapters.config import LoraSettings, Problems, PromptSettings
+from polygraft.adapters.config import LoraSettings, Problems
 from polygraft.adapters.errors import (
     MAX_PROBLEMS_SHOWN,
     AdapterIncompatible,
@@ -24,7 +24,7 @@ from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.safetensors_header import TensorEntry
 
 PREFIX = "base_model.model."
-PROMPT_TENSOR = "prompt_embeddings"
+PROMPT_TENSOR = "prompt_embeddings"  # of prompt tuning, p-tuning and prefix tuning
 LEAF_A = ".lora_A.weight"
 LEAF_B = ".lora_B.weight"
 # What PEFT features leave in the file -> (name of the feature, way out). First match wins.
@@ -83,7 +83,7 @@ def check_lora(
             module = entry.name[len(PREFIX) : -len(leaf)]
             halves.setdefault(module, {})[leaf] = entry
         else:
-            problems.append(_leftover(entry.name, leaf is not None))
+            problems.append(leftover(entry.name, leaf is not None))
     pairs: dict[str, LoraPair] = {}
     for module, half in halves.items():
         if len(half) == 2:
@@ -98,68 +98,10 @@ def check_lora(
             problems.append(_unpaired(next(iter(half.values())).name))
     if not pairs and not problems:
         problems.append(
-            _invalid("the file holds no LoRA tensors.", hint="Save it with save_pretrained().")
+            invalid("the file holds no LoRA tensors.", hint="Save it with save_pretrained().")
         )
     raise_all(problems)
     return pairs
-
-
-def check_prompt(
-    settings: PromptSettings,
-    entries: Sequence[TensorEntry],
-    geometry: BaseGeometry,
-    limits: AdapterLimits,
-) -> None:
-    """The file must be one tensor [num_virtual_tokens, hidden_size] within the limits."""
-    problems: Problems = [
-        _leftover(entry.name, False) for entry in entries if entry.name != PROMPT_TENSOR
-    ]
-    prompt = next((entry for entry in entries if entry.name == PROMPT_TENSOR), None)
-    if prompt is None:
-        problems.insert(0, _invalid("the tensor is missing.", item=PROMPT_TENSOR))
-    elif len(prompt.shape) != 2 or prompt.shape[0] != settings.num_virtual_tokens:
-        problems.append(
-            _invalid(
-                f"shape {list(prompt.shape)} does not fit num_virtual_tokens = "
-                f"{settings.num_virtual_tokens} of the config.",
-                item=PROMPT_TENSOR,
-                found=list(prompt.shape),
-                allowed=[settings.num_virtual_tokens, geometry.hidden_size],
-            )
-        )
-    else:
-        problems.extend(_check_prompt_size(settings, prompt, geometry, limits))
-    raise_all(problems)
-
-
-def _check_prompt_size(
-    settings: PromptSettings, prompt: TensorEntry, geometry: BaseGeometry, limits: AdapterLimits
-) -> Problems:
-    problems: Problems = []
-    rows, width = prompt.shape
-    if width != geometry.hidden_size or settings.token_dim not in (None, width):
-        problems.append(
-            _incompatible(
-                f"width {width} (token_dim {settings.token_dim}) is not the hidden size "
-                f"{geometry.hidden_size} of {geometry.name}.",
-                item=PROMPT_TENSOR,
-                found=width,
-                allowed=geometry.hidden_size,
-                hint="It was trained on another base.",
-            )
-        )
-    longest = min(limits.max_virtual_tokens, (geometry.context_length - 1) // 2)
-    if rows > longest:
-        problems.append(
-            _incompatible(
-                f"{rows} virtual tokens are more than the limit of {longest}.",
-                item=PROMPT_TENSOR,
-                found=rows,
-                allowed=longest,
-                hint="The limit is max_virtual_tokens and less than half of the context length.",
-            )
-        )
-    return problems
 
 
 def _check_pair(
@@ -183,7 +125,7 @@ def _check_pair(
     (a, b) = pair
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         return [
-            _invalid(
+            invalid(
                 f"shapes A {list(a.shape)} and B {list(b.shape)} are not [rank, in] and "
                 "[out, rank] with one rank.",
                 item=a.name,
@@ -193,7 +135,7 @@ def _check_pair(
     problems: Problems = []
     if (a.shape[1], b.shape[0]) != (shape.in_features, shape.out_features):
         problems.append(
-            _incompatible(
+            incompatible(
                 f"it maps {a.shape[1]} to {b.shape[0]} features, the module of {geometry.name} "
                 f"maps {shape.in_features} to {shape.out_features}.",
                 item=module,
@@ -211,7 +153,7 @@ def _check_rank(settings: LoraSettings, module: str, rank: int, limits: AdapterL
     problems: Problems = []
     if rank > limits.max_rank:
         problems.append(
-            _incompatible(
+            incompatible(
                 f"rank {rank} is more than the limit of {limits.max_rank}.",
                 item=module,
                 found=rank,
@@ -223,7 +165,7 @@ def _check_rank(settings: LoraSettings, module: str, rank: int, limits: AdapterL
     if rank not in declared:
         listing = " or ".join(str(value) for value in declared)
         problems.append(
-            _invalid(
+            invalid(
                 f"the tensor has rank {rank}, the config says {listing}.",
                 item=module,
                 found=rank,
@@ -257,7 +199,7 @@ def _no_such_module(module: str, geometry: BaseGeometry, suggest: bool) -> Adapt
         hint = "Expert weights are not supported; train on attention only."
     elif suggest and (near := difflib.get_close_matches(module, geometry.modules, 1, 0.4)):
         hint = f"The nearest is {near[0]}."
-    return _incompatible(
+    return incompatible(
         f"{geometry.name} ({geometry.architecture}) has no linear module of this name.",
         item=module,
         found=module,
@@ -265,9 +207,10 @@ def _no_such_module(module: str, geometry: BaseGeometry, suggest: bool) -> Adapt
     )
 
 
-def _leftover(name: str, is_lora: bool) -> AdapterInvalid:
+def leftover(name: str, is_lora: bool) -> AdapterInvalid:
+    """The refusal of a tensor that belongs to no known part of an adapter."""
     if is_lora or not name.startswith((PREFIX, PROMPT_TENSOR)):
-        return _invalid(
+        return invalid(
             f"the key does not start with {PREFIX}, so PEFT would drop it without a word.",
             item=name,
             found=name,
@@ -283,12 +226,12 @@ def _leftover(name: str, is_lora: bool) -> AdapterInvalid:
                 found=name,
                 hint=hint,
             )
-    return _invalid("the tensor belongs to no known part of an adapter.", item=name, found=name)
+    return invalid("the tensor belongs to no known part of an adapter.", item=name, found=name)
 
 
 def _unpaired(name: str) -> AdapterInvalid:
     other = LEAF_B if name.endswith(LEAF_A) else LEAF_A
-    return _invalid(
+    return invalid(
         f"the pair is incomplete: {other[1:]} of the same module is missing.",
         item=name,
         found=name,
@@ -296,9 +239,11 @@ def _unpaired(name: str) -> AdapterInvalid:
     )
 
 
-def _invalid(message: str, **fields: object) -> AdapterInvalid:
+def invalid(message: str, **fields: object) -> AdapterInvalid:
+    """A refusal of the weights file; `fields` are those of PolygraftError."""
     return AdapterInvalid(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]
 
 
-def _incompatible(message: str, **fields: object) -> AdapterIncompatible:
+def incompatible(message: str, **fields: object) -> AdapterIncompatible:
+    """A refusal because of the base; `fields` are those of PolygraftError."""
     return AdapterIncompatible(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ LORA_KEYS = frozenset(
     {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
 )
 PROMPT_KEYS = frozenset({"num_virtual_tokens", "token_dim", "num_transformer_submodules"})
+PREFIX_KEYS = PROMPT_KEYS | {"num_layers", "num_attention_heads"}
 # Read elsewhere in the folder, or without effect on inference.
 IGNORED_KEYS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
@@ -56,6 +57,8 @@ IGNORED_PROMPT_KEYS = IGNORED_KEYS | {
     "encoder_num_layers",
     "encoder_dropout",
 }
+# The projection of prefix tuning is already applied to the saved embeddings as well.
+IGNORED_PREFIX_KEYS = IGNORED_KEYS | {"init_weights", "encoder_hidden_size", "prefix_projection"}
 MERGE = "Merge it into the base, or retrain without it."
 CONVERT = (
     "This initialisation rewrites the base before training. Convert to a plain LoRA: save the "
@@ -86,7 +89,8 @@ MUST_BE_OFF: Mapping[str, str] = {
 # Initialisations that leave the base alone, so that reading the tensors plainly is exact.
 PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
-ACCEPTED_TYPES = ("LORA", *PROMPT_TYPES)
+PREFIX_TYPE = "PREFIX_TUNING"
+ACCEPTED_TYPES = ("LORA", *PROMPT_TYPES, PREFIX_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +118,22 @@ class PromptSettings:
     peft_version: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixSettings:
+    """How a prefix tuning config says that its one tensor is divided into keys and values."""
+
+    num_virtual_tokens: int
+    num_layers: int
+    kv_heads: int  # PEFT calls them num_attention_heads
+    token_dim: int  # width of the keys of all heads of one layer, and of the values
+    peft_version: str | None
+
+
+Settings = LoraSettings | PromptSettings | PrefixSettings
 Problems = list[AdapterInvalid | AdapterIncompatible]
 
 
-def parse_config(config: Mapping[str, object]) -> LoraSettings | PromptSettings:
+def parse_config(config: Mapping[str, object]) -> Settings:
     """Checks every key; raises AdapterInvalid or AdapterUnsupported naming all that are wrong."""
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in ACCEPTED_TYPES:
@@ -125,11 +141,13 @@ def parse_config(config: Mapping[str, object]) -> LoraSettings | PromptSettings:
             "peft_type", peft_type, " or ".join(ACCEPTED_TYPES), "Retrain with an accepted method."
         )
     problems: Problems = []
-    settings = (
-        _parse_lora(config, problems)
-        if peft_type == "LORA"
-        else _parse_prompt(config, peft_type, problems)
-    )
+    settings: Settings
+    if peft_type == "LORA":
+        settings = _parse_lora(config, problems)
+    elif peft_type == PREFIX_TYPE:
+        settings = _parse_prefix(config, problems)
+    else:
+        settings = _parse_prompt(config, peft_type, problems)
     raise_all(problems)
     return settings
 
@@ -160,21 +178,35 @@ def _parse_prompt(
     config: Mapping[str, object], peft_type: str, problems: Problems
 ) -> PromptSettings:
     _check_keys(config, PROMPT_KEYS | IGNORED_PROMPT_KEYS, problems)
-    submodules = config.get("num_transformer_submodules")
-    if submodules not in (None, 1):
-        hint = "Encoder-decoder prompts do not fit a causal LM."
-        problems.append(_unsupported("num_transformer_submodules", submodules, 1, hint))
+    _check_submodules(config, problems)
     token_dim = config.get("token_dim")
     if token_dim is not None and not _is_rank(token_dim):
         problems.append(_invalid("token_dim", token_dim, "an integer of at least 1, or null"))
     return PromptSettings(
-        num_virtual_tokens=int(
-            _number(config, "num_virtual_tokens", None, _is_rank, "an integer >= 1", problems)
-        ),
+        num_virtual_tokens=_count(config, "num_virtual_tokens", problems),
         token_dim=token_dim if isinstance(token_dim, int) else None,
         peft_type=peft_type,
         peft_version=_version(config),
     )
+
+
+def _parse_prefix(config: Mapping[str, object], problems: Problems) -> PrefixSettings:
+    _check_keys(config, PREFIX_KEYS | IGNORED_PREFIX_KEYS, problems)
+    _check_submodules(config, problems)
+    return PrefixSettings(
+        num_virtual_tokens=_count(config, "num_virtual_tokens", problems),
+        num_layers=_count(config, "num_layers", problems),
+        kv_heads=_count(config, "num_attention_heads", problems),
+        token_dim=_count(config, "token_dim", problems),
+        peft_version=_version(config),
+    )
+
+
+def _check_submodules(config: Mapping[str, object], problems: Problems) -> None:
+    submodules = config.get("num_transformer_submodules")
+    if submodules not in (None, 1):
+        hint = "Encoder-decoder prompts do not fit a causal LM."
+        problems.append(_unsupported("num_transformer_submodules", submodules, 1, hint))
 
 
 def _check_keys(config: Mapping[str, object], known: AbstractSet[str], problems: Problems) -> None:
@@ -234,6 +266,10 @@ def _number(
         return value  # type: ignore[return-value]  # is_valid has looked
     problems.append(_invalid(key, value, allowed))
     return 1
+
+
+def _count(config: Mapping[str, object], key: str, problems: Problems) -> int:
+    return int(_number(config, key, None, _is_rank, "an integer of at least 1", problems))
 
 
 def _flag(config: Mapping[str, object], key: str, problems: Problems) -> bool:

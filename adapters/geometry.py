@@ -36,12 +36,22 @@ class LinearShape:
 
 
 @dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one attention layer keeps of a token: `heads` keys and values of these widths."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class BaseGeometry:
     """What adapters are checked against.
 
     `modules` maps dotted names as in `model.named_modules()` to shapes, the output head
     included. `hidden_size` is the width of the rows of `inputs_embeds`. `dtype` is the dtype in
-    which the base is served ("float32", "bfloat16", "float16").
+    which the base is served ("float32", "bfloat16", "float16"). `kv` is the shape of every layer's
+    keys and values, known only where the base has been run; empty elsewhere.
     """
 
     name: str
@@ -53,6 +63,7 @@ class BaseGeometry:
     context_length: int
     dtype: str
     fingerprint: Fingerprint
+    kv: tuple[KVShape, ...] = ()
 
     @property
     def torch_dtype(self) -> torch.dtype:

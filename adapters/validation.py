@@ -25,7 +25,7 @@ from polygraft.adapters.safetensors_header import read_header
 from polygraft.adapters.upload_header import UploadHeader, unverified
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 
-SERVABLE_KINDS = ("lora", "soft_prompt")
+SERVABLE_KINDS = ("lora", "soft_prompt", "prefix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _check_servable(manifest: Manifest, records: tuple[FileRecord, ...]) -> None
             item="kind",
             found=manifest.kind,
             allowed=", ".join(SERVABLE_KINDS),
-            hint="Retrain as LoRA or prompt tuning.",
+            hint="Retrain as LoRA, prompt tuning or prefix tuning.",
         )
     if manifest.files != records:
         odd = sorted({file.name for file in set(manifest.files) ^ set(records)})

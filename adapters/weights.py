@@ -15,8 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from polygraft.adapters.checks import PROMPT_TENSOR, LoraPair, check_lora, check_prompt
-from polygraft.adapters.config import LoraSettings, Problems, PromptSettings, parse_config
+from polygraft.adapters.checks import PROMPT_TENSOR, LoraPair, check_lora
+from polygraft.adapters.config import (
+    LoraSettings,
+    PrefixSettings,
+    Problems,
+    PromptSettings,
+    parse_config,
+)
 from polygraft.adapters.errors import AdapterInvalid, raise_all
 from polygraft.adapters.files import (
     CONFIG_FILE,
@@ -30,6 +36,7 @@ from polygraft.adapters.files import (
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.safetensors_header import read_header
+from polygraft.adapters.virtual_checks import check_prefix, check_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,40 +62,48 @@ class LoraModule:
 class AdapterWeights:
     """All tensors of one adapter version in the serving dtype, on the host.
 
-    `modules` maps dotted module names of the base to their update; `prompt_embeddings`
-    [num_virtual_tokens, hidden_size] are the rows put in front of a sequence.
+    `modules` maps dotted module names of the base to their update. `prompt_embeddings`
+    [num_virtual_tokens, hidden_size] are the rows put in front of a sequence; `prefix`
+    [num_layers, 2, kv_heads, num_virtual_tokens, head_dim] the keys and values that take their
+    place in the cache, after position encoding as the layers compute them.
     """
 
-    kind: Literal["lora", "soft_prompt"]
+    kind: Literal["lora", "soft_prompt", "prefix"]
     modules: dict[str, LoraModule] = field(default_factory=dict)
     prompt_embeddings: Tensor | None = None
+    prefix: Tensor | None = None
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of any module; 0 for a soft prompt."""
+        """The largest rank of any module; 0 without LoRA."""
         return max((module.rank for module in self.modules.values()), default=0)
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Rows of the soft prompt; 0 for a LoRA."""
+        """Virtual tokens of the soft prompt or prefix; 0 for a LoRA."""
+        if self.prefix is not None:
+            return int(self.prefix.shape[3])
         return 0 if self.prompt_embeddings is None else int(self.prompt_embeddings.shape[0])
 
     @property
     def tensor_count(self) -> int:
-        """Tensors in the file: two per adapted module, one for a soft prompt."""
-        return 2 * len(self.modules) + (self.prompt_embeddings is not None)
+        """Tensors in the file: two per adapted module, one for a soft prompt or prefix."""
+        return 2 * len(self.modules) + len(self._virtual)
 
     @property
     def has_effect(self) -> bool:
-        """Whether it can change any output; a soft prompt always can."""
-        prompt = self.prompt_embeddings is not None
-        return prompt or any(module.has_effect for module in self.modules.values())
+        """Whether it can change any output; virtual tokens always can."""
+        return bool(self._virtual) or any(module.has_effect for module in self.modules.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         loras = sum(m.lora_a.nbytes + m.lora_b.nbytes for m in self.modules.values())
-        return loras + (0 if self.prompt_embeddings is None else self.prompt_embeddings.nbytes)
+        return loras + sum(tensor.nbytes for tensor in self._virtual)
+
+    @property
+    def _virtual(self) -> list[Tensor]:
+        return [tensor for tensor in (self.prompt_embeddings, self.prefix) if tensor is not None]
 
 
 def read_adapter(
@@ -115,7 +130,12 @@ def read_adapter(
     entries = read_header(files[WEIGHTS_FILE], WEIGHTS_FILE, max_tensors=limits.max_tensors)
     if isinstance(settings, PromptSettings):
         check_prompt(settings, entries, geometry, limits)
-        return _read_prompt(files[WEIGHTS_FILE], dtype)
+        rows = _read_virtual(files[WEIGHTS_FILE], dtype)
+        return AdapterWeights(kind="soft_prompt", prompt_embeddings=rows)
+    if isinstance(settings, PrefixSettings):
+        check_prefix(settings, entries, geometry, limits)
+        rows = _read_virtual(files[WEIGHTS_FILE], dtype)
+        return AdapterWeights(kind="prefix", prefix=_by_layer(rows, settings))
     pairs = check_lora(settings, entries, geometry, limits)
     modules = _read_lora(files[WEIGHTS_FILE], settings, pairs, dtype)
     weights = AdapterWeights(kind="lora", modules=modules)
@@ -124,12 +144,23 @@ def read_adapter(
     return weights
 
 
-def _read_prompt(path: Path, dtype: torch.dtype) -> AdapterWeights:
+def _read_virtual(path: Path, dtype: torch.dtype) -> Tensor:
+    """The tensor of a soft prompt or prefix, a row per virtual token."""
     problems: Problems = []
     with safe_open(path, framework="pt") as file:
-        embeddings = _cast(file.get_tensor(PROMPT_TENSOR), PROMPT_TENSOR, dtype, problems)
+        rows = _cast(file.get_tensor(PROMPT_TENSOR), PROMPT_TENSOR, dtype, problems)
     raise_all(problems)
-    return AdapterWeights(kind="soft_prompt", prompt_embeddings=embeddings)
+    return rows
+
+
+def _by_layer(rows: Tensor, settings: PrefixSettings) -> Tensor:
+    """rows: [num_virtual_tokens, 2 * num_layers * token_dim] -> as `AdapterWeights.prefix`.
+
+    Source: PeftModel.get_prompt; keys stand before values in each layer.
+    """
+    heads = settings.kv_heads
+    tokens = rows.view(-1, settings.num_layers, 2, heads, settings.token_dim // heads)
+    return tokens.permute(1, 2, 3, 0, 4).contiguous()
 
 
 def _read_lora(

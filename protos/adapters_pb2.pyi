@@ -16,6 +16,7 @@ class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
     ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
     ADAPTER_KIND_SOFT_PROMPT: _ClassVar[AdapterKind]
+    ADAPTER_KIND_PREFIX: _ClassVar[AdapterKind]
 
 class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 ADAPTER_KIND_UNSPECIFIED: AdapterKind
 ADAPTER_KIND_LORA: AdapterKind
 ADAPTER_KIND_SOFT_PROMPT: AdapterKind
+ADAPTER_KIND_PREFIX: AdapterKind
 TIER_UNSPECIFIED: Tier
 TIER_STORE: Tier
 TIER_LOADING: Tier

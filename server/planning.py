@@ -52,6 +52,7 @@ class Planner:
             sampling=_sampling(request.sampling, recipe),
             adapters=_adapters(version),
             num_virtual=num_virtual,
+            num_prefix=_num_prefix_tokens(version),
             top_logprobs=0 if request.logprobs else None,
         )
 
@@ -66,6 +67,7 @@ class Planner:
                 stopping=Stopping(max_output_tokens=0),
                 adapters=_adapters(version),
                 num_virtual=_num_virtual_tokens(version),
+                num_prefix=_num_prefix_tokens(version),
                 score_from=_checked_start(index, item),
             )
             for index, item in enumerate(items)
@@ -94,6 +96,11 @@ def _adapters(version: VersionRecord | None) -> tuple[AdapterShare, ...]:
 
 def _num_virtual_tokens(version: VersionRecord | None) -> int:
     return version.manifest.format.virtual_token_count if version else 0
+
+
+def _num_prefix_tokens(version: VersionRecord | None) -> int:
+    is_prefix = version is not None and version.manifest.kind == "prefix"
+    return _num_virtual_tokens(version) if is_prefix else 0
 
 
 def _sampling(options: SamplingOptions, recipe: PromptRecipe | None) -> Sampling:

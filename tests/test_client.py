@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -319,6 +320,20 @@ def test_a_chunked_file_is_whole_again(tmp_path: Path) -> None:
         received[chunk.file_index] = received.get(chunk.file_index, b"") + chunk.data
     for index, declared in enumerate(messages[0].header.files):
         assert received[index] == source.files[declared.name].read_bytes()
+
+
+def test_the_adapter_folder_of_a_run_brings_the_manifest_one_folder_up(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "run" / "adapter")
+    manifest = tmp_path / "run" / "manifest.json"
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    for content in ("{}", "[]", "no JSON", json.dumps({"schema": 3, "files": []})):
+        manifest.write_text(content)  # another program's
+        assert sorted(find_adapter(folder)) == names
+    listed = [{"name": name} for name in names]
+    manifest.write_text(json.dumps({"schema": "polygraft.adapter/1", "files": listed}))
+    assert find_adapter(folder) == find_adapter(tmp_path / "run")
+    assert find_adapter(folder)["manifest.json"] == manifest
+    assert sorted(find_adapter(write_adapter(tmp_path / "run" / "other"))) == names
 
 
 def test_only_the_adapters_own_files_are_sent(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The device tier: rank rows and soft prompts of resident versions.
+"""The device tier: rank rows, soft prompts and prefixes of resident versions.
 
 Loader threads reserve, copy and free here; the engine thread reads. A version's rows are written
 before anybody is told that it is ready, and freed only when nobody references it (the caller,
@@ -41,6 +41,7 @@ class AdapterBank:
         *,
         pool_rows: int,
         virtual_token_rows: int,
+        hidden_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -52,12 +53,14 @@ class AdapterBank:
         self._allocator = RowPool(pool_rows, unit=ROW_UNIT)
         self._pool_rows = pool_rows
         self._virtual_token_rows = virtual_token_rows
+        self._hidden_size = hidden_size
         self._dtype = dtype
         self._device = device
         self._lock = threading.Lock()
         self._rows: dict[str, Rows] = {}
         self._prompts: dict[str, Tensor] = {}
-        self._virtual: dict[str, int] = {}  # virtual tokens of versions that have a place
+        self._prefixes: dict[str, Tensor] = {}
+        self._virtual: dict[str, int] = {}  # rows of virtual tokens of versions that have a place
 
     @property
     def num_rows(self) -> int:
@@ -76,18 +79,26 @@ class AdapterBank:
             return f"module {unknown[0]} is not one this server applies adapters to"
         if weights.modules and not self._allocator.fits(weights.max_rank):
             return f"rank {weights.max_rank} needs more rows than the pool's {self._pool_rows}"
-        if weights.num_virtual_tokens > self._virtual_token_rows:
+        rows = self._virtual_rows(weights)
+        if rows > self._virtual_token_rows:
             return (
-                f"{weights.num_virtual_tokens} virtual tokens are more than this server holds "
-                f"({self._virtual_token_rows})"
+                f"{weights.num_virtual_tokens} virtual tokens take {rows} rows of the hidden size, "
+                f"more than this server's virtual_token_rows ({self._virtual_token_rows})"
             )
         return None
+
+    def _virtual_rows(self, weights: AdapterWeights) -> int:
+        """Rows of the hidden size that its virtual tokens take: one each, more with keys and
+        values for all layers."""
+        if weights.prefix is None:
+            return weights.num_virtual_tokens
+        return -(-weights.prefix.numel() // self._hidden_size)
 
     def reserve(self, digest: str, weights: AdapterWeights) -> bool:
         """Take a place for a version; False when there is no room of its size right now."""
         with self._lock:
-            used = sum(self._virtual.values()) + weights.num_virtual_tokens
-            if used > self._virtual_token_rows:
+            virtual = self._virtual_rows(weights)
+            if sum(self._virtual.values()) + virtual > self._virtual_token_rows:
                 return False
             if weights.modules:
                 count = self._allocator.block_rows(weights.max_rank)
@@ -95,8 +106,8 @@ class AdapterBank:
                 if row0 is None:
                     return False
                 self._rows[digest] = Rows(row0, count)
-            if weights.num_virtual_tokens:
-                self._virtual[digest] = weights.num_virtual_tokens
+            if virtual:
+                self._virtual[digest] = virtual
         return True
 
     def copy(self, digest: str, weights: AdapterWeights) -> None:
@@ -108,10 +119,14 @@ class AdapterBank:
             for name, module in weights.modules.items():
                 site, z = self._place_of[name]
                 self.pools[site].write(rows.row0, z, module.lora_a, module.lora_b, module.scaling)
-        if weights.prompt_embeddings is not None:
-            prompt = weights.prompt_embeddings.to(self._device, self._dtype)
-            with self._lock:
-                self._prompts[digest] = prompt
+        for table, tensor in (
+            (self._prompts, weights.prompt_embeddings),
+            (self._prefixes, weights.prefix),
+        ):
+            if tensor is not None:
+                placed = tensor.to(self._device, self._dtype)
+                with self._lock:
+                    table[digest] = placed
 
     def free(self, digest: str) -> None:
         """Give the place of a version back."""
@@ -120,10 +135,11 @@ class AdapterBank:
             if rows is not None:
                 self._allocator.free(rows.row0)
             self._prompts.pop(digest, None)
+            self._prefixes.pop(digest, None)
             self._virtual.pop(digest, None)
 
     def rows(self, digest: str) -> Rows | None:
-        """Rank rows of a resident version; None for a soft prompt."""
+        """Rank rows of a resident version; None without LoRA."""
         return self._rows.get(digest)
 
     def parts(self, adapters: Iterable[AdapterShare]) -> dict[AdapterShare, Part]:
@@ -131,7 +147,8 @@ class AdapterBank:
         parts = {}
         for share in adapters:
             rows = self._rows.get(share.digest)
-            assert rows or share.digest in self._prompts, "an adapter left the device while in use"
+            virtual = share.digest in self._prompts or share.digest in self._prefixes
+            assert rows or virtual, "an adapter left the device while in use"
             if rows:
                 parts[share] = Part(rows.row0, rows.count, share.weight)
         return parts
@@ -139,6 +156,11 @@ class AdapterBank:
     def prompt(self, digest: str) -> Tensor | None:
         """Virtual tokens [num_virtual_tokens, hidden_size] of a resident soft prompt."""
         return self._prompts.get(digest)
+
+    def prefix_of(self, digests: Iterable[str]) -> Tensor:
+        """Keys and values [num_layers, 2, kv_heads, num_virtual_tokens, head_dim] of the version
+        that is a prefix."""
+        return next(self._prefixes[digest] for digest in digests if digest in self._prefixes)
 
     def stack(self, rank_rows: int) -> RankStack:
         """The stack of one rank class. Engine thread only."""
@@ -152,5 +174,5 @@ class AdapterBank:
             self._allocator.check_integrity()
             held = sum(rows.count for rows in self._rows.values())
             assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
-            prompts = {digest: prompt.shape[0] for digest, prompt in self._prompts.items()}
-            assert prompts.items() <= self._virtual.items(), "a soft prompt without a place"
+            placed = self._prompts.keys() | self._prefixes.keys()
+            assert placed <= self._virtual.keys(), "virtual tokens without a place"

@@ -54,7 +54,10 @@ class EngineConfig(BaseModel):
         description="Rank rows for resident LoRA adapters, in all.",
     )
     virtual_token_rows: int = Field(
-        16384, ge=1, description="Virtual tokens of resident soft prompts, in total."
+        16384,
+        ge=1,
+        description="Rows of the hidden size for resident soft prompts (one per virtual token) and "
+        "prefixes (one per hidden size of their keys and values), in total.",
     )
     max_queued_requests: int = Field(1024, gt=0, description="Requests waiting at most.")
     max_queued_tokens: int = Field(

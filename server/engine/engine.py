@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -112,6 +112,7 @@ class Engine:
         loaded = load_base(base, config)
         reference = reference_logits(loaded)
         probed = probe_model(loaded)
+        loaded = replace(loaded, geometry=replace(loaded.geometry, kv=probed.kv_shapes))
         device = torch.device(config.device)
         cache = KVCache(
             probed.layers, num_cells(config, loaded, probed), dtype=loaded.dtype, device=device
@@ -121,6 +122,7 @@ class Engine:
             runner.sites,
             pool_rows=config.pool_rows,
             virtual_token_rows=config.virtual_token_rows,
+            hidden_size=loaded.geometry.hidden_size,
             dtype=loaded.dtype,
             device=device,
         )
@@ -289,6 +291,7 @@ class Engine:
         outputs = [ended(sequence) for sequence in self._scheduler.sweep(now)]
         chunks = self._scheduler.plan(now)
         if chunks:
+            self._write_prefixes(chunks)
             batch = self._builder.build(chunks)
             outputs += commit(chunks, batch, self._runner.run(batch))
         self._settle(chunks, outputs)
@@ -296,6 +299,17 @@ class Engine:
             self._publish(outputs)
         self._step_started = None
         return bool(chunks)
+
+    def _write_prefixes(self, chunks: list[Chunk]) -> None:
+        """Bring ready-made keys and values into the cache, as far as they were not found there."""
+        for sequence in (chunk.sequence for chunk in chunks):
+            start, end = sequence.num_written, sequence.request.num_prefix
+            if start < end:
+                prefix = self.bank.prefix_of(sequence.digests)
+                self._runner.cache.write_layers(
+                    sequence.cells(start, end), prefix[..., start:end, :]
+                )
+                sequence.num_written = end
 
     def _settle(self, chunks: list[Chunk], outputs: list[SequenceOutput]) -> None:
         """Give back what ended sequences hold, before anybody hears of their end."""

@@ -39,6 +39,12 @@ class KVCache:
         self.keys[layer].index_copy_(1, cells, k)
         self.values[layer].index_copy_(1, cells, v)
 
+    def write_layers(self, cells: npt.NDArray[Any], kv: Tensor) -> None:
+        """Store keys and values of all layers [num_layers, 2, kv_heads, num_tokens, dim]."""
+        index = torch.from_numpy(cells)
+        for layer, (k, v) in enumerate(kv):
+            self.write(layer, index, k, v)
+
     def clear(self, cells: npt.NDArray[Any]) -> None:
         """Zero cells that may hold NaN: a masked key still computes 0 * NaN."""
         index = torch.from_numpy(cells)

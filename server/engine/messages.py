@@ -99,6 +99,7 @@ class EngineRequest:
     sampling: Sampling = field(default_factory=Sampling)
     adapters: tuple[AdapterShare, ...] = ()
     num_virtual: int = 0  # virtual tokens of these versions, from their manifests
+    num_prefix: int = 0  # of them, those whose keys and values come ready-made (prefix tuning)
     salt: str = ""  # whose prompt it is; prompts of different salts never share cached keys
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None

@@ -35,9 +35,9 @@ class Placement:
             return False
         allocated = self._allocate(sequence, most if plenty else least)
         assert allocated, "fewer blocks than were counted"
-        self.num_cached_tokens += sequence.num_computed
+        self.num_cached_tokens += sequence.num_shared
         if sequence.first_scheduled_at is None:
-            sequence.num_cached = sequence.num_computed
+            sequence.num_cached = sequence.num_shared
         return True
 
     def grow(self, sequence: Sequence, num_positions: int) -> bool:
@@ -60,14 +60,12 @@ class Placement:
         sequence.num_indexed = len(keys)
 
     def _share_prefix(self, sequence: Sequence) -> None:
-        if not self._prefix_cache:
-            return
-        keys = sequence.keys.up_to(sequence.num_cacheable, sequence.token_ids)
-        found = self.blocks.lookup(keys)
-        self.blocks.share(found)
-        sequence.add_blocks(found)
-        sequence.num_computed = len(found) * sequence.block_size
-        sequence.num_indexed = len(found)
+        found: list[int] = []
+        if self._prefix_cache:
+            keys = sequence.keys.up_to(sequence.num_cacheable, sequence.token_ids)
+            found = self.blocks.lookup(keys)
+            self.blocks.share(found)
+        sequence.skip_shared(found)
 
     def _allocate(self, sequence: Sequence, count: int) -> bool:
         last = sequence.blocks[-1] if sequence.blocks else None

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from polygraft.adapters.errors import ModelRefused
+from polygraft.adapters.geometry import KVShape
 from polygraft.server.engine.base import LoadedBase, output_head
 
 INTERFACE = "polygraft"
@@ -47,6 +48,11 @@ class ProbedModel:
     layers: tuple[LayerFacts, ...]
     attention_modules: tuple[nn.Module, ...]
     site_groups: tuple[tuple[str, ...], ...]  # module names that share one input, in call order
+
+    @property
+    def kv_shapes(self) -> tuple[KVShape, ...]:
+        """What ready-made keys and values must look like, layer by layer."""
+        return tuple(KVShape(f.kv_heads, f.head_dim, f.value_dim) for f in self.layers)
 
 
 def _interface(

@@ -26,7 +26,9 @@ class Sequence:
     """Tokens, KV blocks and limits of one request.
 
     Positions count virtual tokens first, then prompt and output tokens. `num_computed` positions
-    have their keys and values in the cache; the rest is still to be computed.
+    have their keys and values in the cache; the rest is still to be computed. A ready-made prefix
+    counts as computed from admission on; its positions from `num_written` on are still to be
+    written into the cache before the next step.
     """
 
     def __init__(self, request: EngineRequest, *, block_size: int) -> None:
@@ -36,7 +38,9 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
         self.num_computed = 0
+        self.num_written = request.num_prefix
         self.num_cached = 0  # positions read from the prefix cache when first admitted
+        self.num_shared = 0  # positions read from the prefix cache when last admitted
         self.num_indexed = 0  # blocks that were offered to the prefix cache
         self.keys = BlockKeys(
             adapters=request.adapters,
@@ -147,6 +151,15 @@ class Sequence:
         starts = np.asarray(blocks, dtype=np.int64) * self.block_size
         new = (starts[:, None] + np.arange(self.block_size, dtype=np.int64)).reshape(-1)
         self._cells = np.concatenate([self._cells, new])
+
+    def skip_shared(self, blocks: list[int]) -> None:
+        """Start behind shared blocks, and behind the prefix if there is one."""
+        self.add_blocks(blocks)
+        shared = len(blocks) * self.block_size
+        self.num_shared = shared
+        self.num_indexed = len(blocks)
+        self.num_written = min(shared, self.request.num_prefix)
+        self.num_computed = max(shared, self.request.num_prefix)
 
     def take_blocks(self) -> list[int]:
         """Give up all blocks; every position must be computed again."""

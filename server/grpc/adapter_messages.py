@@ -19,6 +19,7 @@ from polygraft.protos import adapters_pb2 as pb
 _KINDS = {
     "lora": pb.ADAPTER_KIND_LORA,
     "soft_prompt": pb.ADAPTER_KIND_SOFT_PROMPT,
+    "prefix": pb.ADAPTER_KIND_PREFIX,
 }
 _TIERS = {
     Tier.STORE: pb.TIER_STORE,

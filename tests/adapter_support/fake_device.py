@@ -33,13 +33,13 @@ class FakeDevice:
 
     def fits(self, weights: AdapterWeights) -> str | None:
         """See DeviceTier."""
-        return None if self.pool.fits(weights.max_rank) else "its rank is too large"
+        return None if self.pool.fits(_rows(weights)) else "its rank is too large"
 
     def reserve(self, digest: str, weights: AdapterWeights) -> bool:
         """See DeviceTier."""
         with self._lock:
             self._expect(digest not in self.places, f"{digest} was reserved twice")
-            row0 = self.pool.allocate(weights.max_rank)
+            row0 = self.pool.allocate(_rows(weights))
             if row0 is not None:
                 self.places[digest] = row0
             return row0 is not None
@@ -65,3 +65,7 @@ class FakeDevice:
         if not condition:
             self.misuse.append(message)
             raise AssertionError(message)
+
+
+def _rows(weights: AdapterWeights) -> int:
+    return max(weights.max_rank, 1)  # virtual tokens take a place too

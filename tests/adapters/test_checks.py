@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterUnsupported
 from polygraft.adapters.files import CONFIG_FILE
+from polygraft.adapters.geometry import KVShape
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 
@@ -54,7 +56,6 @@ FEATURES: dict[str, tuple[PeftConfig, str]] = {
         LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4]),
         "trainable_token_indices",
     ),
-    "prefix": (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "peft_type"),
 }
 
 
@@ -230,6 +231,45 @@ def test_soft_prompts_must_fit(
 ) -> None:
     with pytest.raises((AdapterInvalid, AdapterIncompatible), match=message):
         read(write_adapter(tmp_path, soft_prompt(**config), tensors))
+
+
+def prefix(**changes: Any) -> dict[str, Any]:
+    """For `small_geometry` with keys and values of 2 heads of 3: one layer."""
+    settings = PrefixTuningConfig(
+        num_virtual_tokens=4, num_layers=1, num_attention_heads=2, token_dim=6
+    )
+    return {**settings.to_dict(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "kv", "message"),
+    [
+        ((5, 12), {}, [KVShape(2, 3, 3)], r"shape \[5, 12\] does not fit num_virtual_tokens = 4"),
+        ((4, 13), {}, [KVShape(2, 3, 3)], r"width 13 is not 2 \* num_layers \* token_dim = 12"),
+        ((4, 24), {"num_layers": 2}, [KVShape(2, 3, 3)], "num_layers = 2, but paper has 1"),
+        ((4, 12), {}, [KVShape(3, 2, 2)], "2 key heads, 6 wide together; paper has 3, 6 wide"),
+        ((4, 12), {}, [KVShape(2, 4, 4)], "2 key heads, 6 wide together; paper has 2, 8 wide"),
+        ((4, 12), {"num_attention_heads": 4}, [], "token_dim 6 is not divisible by"),
+        ((4, 12), {}, [KVShape(2, 3, 2)], "keys and values of different shapes"),
+        ((4, 12), {}, [KVShape(2, 3, 3), KVShape(1, 6, 6)], "keys and values of different shapes"),
+        ((32, 12), {"num_virtual_tokens": 32}, [KVShape(2, 3, 3)], "more than the limit of 31"),
+        ((4, 12), {"num_layers": None}, [KVShape(2, 3, 3)], "num_layers: null is not valid"),
+        ((4, 12), {"token_dim": 0}, [KVShape(2, 3, 3)], "token_dim: 0 is not valid"),
+        ((4, 12), {"num_transformer_submodules": 2}, [], "num_transformer_submodules"),
+        ((4, 12), {"encoder_dropout": 0.5}, [], "encoder_dropout"),
+    ],
+)
+def test_prefixes_must_fit_every_layer(
+    shape: tuple[int, int],
+    config: dict[str, Any],
+    kv: list[KVShape],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    geometry = replace(small_geometry(), kv=tuple(kv))
+    directory = write_adapter(tmp_path, prefix(**config), {"prompt_embeddings": torch.ones(shape)})
+    with pytest.raises((AdapterInvalid, AdapterIncompatible), match=message):
+        read_adapter(directory, geometry, AdapterLimits(), dtype=torch.float32)
 
 
 def test_virtual_tokens_over_the_limit_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from adapter_support.directories import (
     write_adapter,
 )
 from engine_support.architectures import SERVED
-from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig, TaskType
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+)
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
@@ -106,6 +113,27 @@ def test_soft_prompt_rows_are_those_peft_puts_in_front(
     assert weights.prompt_embeddings is not None
     assert weights.num_virtual_tokens == 5
     torch.testing.assert_close(weights.prompt_embeddings, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_prefixes_are_the_cache_that_peft_begins_with(
+    architecture: str, projection: bool, tmp_path: Path
+) -> None:
+    config = PrefixTuningConfig(
+        num_virtual_tokens=5, prefix_projection=projection, encoder_hidden_size=6, task_type=TASK
+    )
+    model = peft_model(architecture, config)
+    geometry = geometry_of(SERVED[architecture].build())
+    weights = read_adapter(save(model, tmp_path), geometry, LIMITS, dtype=torch.float32)
+    model.eval()
+    assert (weights.kind, weights.num_virtual_tokens, weights.tensor_count) == ("prefix", 5, 1)
+    assert weights.prefix is not None
+    assert weights.nbytes == weights.prefix.nbytes
+    cache = model.get_prompt(batch_size=1)
+    for layer, (keys, values) in enumerate(weights.prefix):
+        torch.testing.assert_close(keys, cache.layers[layer].keys[0], rtol=0, atol=0)
+        torch.testing.assert_close(values, cache.layers[layer].values[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -66,7 +66,7 @@ SERVED: dict[str, Case] = {
         )
     ),
     "gpt2": Case(
-        _config("gpt2", n_embd=48, n_layer=2, n_head=4, n_positions=256),
+        _config("gpt2", n_embd=48, n_layer=2, n_head=4, n_positions=256, num_key_value_heads=4),
         Architecture("c_attn", "c_fc"),
     ),
     "phi3": Case(_config("phi3"), Architecture("qkv_proj", "down_proj")),
@@ -82,8 +82,13 @@ SERVED: dict[str, Case] = {
         )
     ),
     "phi": Case(_config("phi"), Architecture("q_proj", "fc1")),
-    "gpt_neox": Case(_config("gpt_neox"), Architecture("query_key_value", "dense_h_to_4h")),
-    "opt": Case(_config("opt", ffn_dim=96, word_embed_proj_dim=48), Architecture("q_proj", "fc1")),
+    "gpt_neox": Case(
+        _config("gpt_neox", num_key_value_heads=4), Architecture("query_key_value", "dense_h_to_4h")
+    ),
+    "opt": Case(
+        _config("opt", ffn_dim=96, word_embed_proj_dim=48, num_key_value_heads=4),
+        Architecture("q_proj", "fc1"),
+    ),
     "olmo2": Case(_config("olmo2")),
     "cohere": Case(_config("cohere")),
     "starcoder2": Case(_config("starcoder2"), Architecture("q_proj", "c_fc")),

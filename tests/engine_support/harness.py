@@ -35,6 +35,7 @@ class LoadedAdapters:
         self.references: Counter[str] = Counter()
         self.holders: Counter[str] = Counter()
         self.virtual: dict[str, int] = {}
+        self.prefix: dict[str, int] = {}
         self.hidden: set[str] = set()  # digests that pretend to be still loading
         self.failures: dict[str, Exception] = {}
 
@@ -47,6 +48,8 @@ class LoadedAdapters:
         assert self.engine.bank.reserve(digest, weights)
         self.engine.bank.copy(digest, weights)
         self.virtual[digest] = weights.num_virtual_tokens
+        if weights.kind == "prefix":
+            self.prefix[digest] = weights.num_virtual_tokens
 
     def reveal(self) -> None:
         """The hidden ones have arrived."""
@@ -126,6 +129,7 @@ class Harness:
             sampling or Sampling(),
             adapters=tuple(shares),
             num_virtual=sum(self.adapters.virtual.get(digest, 0) for digest in weights),
+            num_prefix=sum(self.adapters.prefix.get(digest, 0) for digest in weights),
             **fields,
         )
         self.adapters.references.update(weights.keys())

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 NUM_VIRTUAL = 7
+NUM_PREFIX = 21  # more than a block, and not a whole number of them
 Generated = tuple[list[int], Tensor]  # token ids, logits [num_tokens, vocab_size]
 
 
@@ -40,7 +50,7 @@ def linear_names(model: nn.Module) -> list[str]:
 
 def save_adapters(base: Path, directory: Path, names: Architecture) -> dict[str, Path]:
     """The four adapters of the exactness matrix, with weights large enough to change tokens."""
-    configs = {
+    configs: dict[str, PeftConfig] = {
         "lora4": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=_TASK),
         "rslora8": LoraConfig(
             r=8, lora_alpha=6, use_rslora=True, target_modules=[names.attention], task_type=_TASK
@@ -55,6 +65,27 @@ def save_adapters(base: Path, directory: Path, names: Architecture) -> dict[str,
         ),
         "soft": PromptTuningConfig(num_virtual_tokens=NUM_VIRTUAL, task_type=_TASK),
     }
+    return _save(base, directory, configs)
+
+
+def save_virtual_adapters(base: Path, directory: Path) -> dict[str, Path]:
+    """Those that put virtual tokens in front, besides prompt tuning."""
+    configs: dict[str, PeftConfig] = {
+        "p_tuning": PromptEncoderConfig(
+            num_virtual_tokens=NUM_VIRTUAL, encoder_hidden_size=16, task_type=_TASK
+        ),
+        "prefix": PrefixTuningConfig(num_virtual_tokens=NUM_PREFIX, task_type=_TASK),
+        "projected": PrefixTuningConfig(
+            num_virtual_tokens=NUM_VIRTUAL,
+            prefix_projection=True,
+            encoder_hidden_size=16,
+            task_type=_TASK,
+        ),
+    }
+    return _save(base, directory, configs)
+
+
+def _save(base: Path, directory: Path, configs: Mapping[str, PeftConfig]) -> dict[str, Path]:
     saved = {}
     for seed, (name, config) in enumerate(configs.items()):
         torch.manual_seed(seed)
@@ -100,14 +131,18 @@ def generate_composed(
     num_tokens: int,
     *,
     soft_prompt: Path | None = None,
+    prefix: Path | None = None,
 ) -> Generated:
     """As `generate_alone`, with all `loras` active, each scaling multiplied by its weight.
 
-    PEFT has no words for LoRAs behind a soft prompt; there the base with its LoRA layers is fed
-    `[prompt; embedding(tokens)]`.
+    PEFT has no words for LoRAs behind virtual tokens: the base with its LoRA layers in it is fed
+    `[prompt; embedding(tokens)]`, or wrapped once more for the prefix.
     """
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = _with_loras(model, loras).train(False)
+    model = _with_loras(model, loras)
+    if prefix is not None:
+        model = PeftModel.from_pretrained(model.get_base_model(), prefix)
+    model.train(False)
     ids = torch.tensor([prompt])
     if soft_prompt is None:
         return _generate(model, num_tokens, input_ids=ids)
@@ -116,21 +151,19 @@ def generate_composed(
     return _generate(model, num_tokens, inputs_embeds=torch.cat([rows[None], embedded], dim=1))
 
 
-def _with_loras(model: nn.Module, loras: Mapping[Path, float]) -> nn.Module:
+def _with_loras(model: PreTrainedModel, loras: Mapping[Path, float]) -> PeftModel:
     """The PEFT model with several LoRAs active at once."""
-    for path in loras:
-        if isinstance(model, PeftModel):
-            model.load_adapter(path, adapter_name=path.name)
-        else:
-            model = PeftModel.from_pretrained(model, path, adapter_name=path.name)
-    assert isinstance(model, PeftModel)
-    model.base_model.set_adapter([path.name for path in loras])
-    for module in model.modules():
+    first, *others = loras
+    peft = PeftModel.from_pretrained(model, first, adapter_name=first.name)
+    for path in others:
+        peft.load_adapter(path, adapter_name=path.name)
+    peft.base_model.set_adapter([path.name for path in loras])
+    for module in peft.modules():
         if isinstance(module, LoraLayer):
             for path, weight in loras.items():
                 if path.name in module.scaling:
                     module.scaling[path.name] *= weight
-    return model
+    return peft
 
 
 def _generate(model: nn.Module, num_tokens: int, **inputs: Tensor) -> Generated:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 import torch
 from adapter_support.directories import lora_config, lora_tensors, write_adapter
+from peft import PrefixTuningConfig
 from server_support.service import DSUM_RECIPE, Service, manifest_of, running_service, until_idle
 
 from polygraft.adapters.errors import (
@@ -89,6 +90,26 @@ async def test_a_peft_directory_becomes_version_1_and_live(
     answer = await service.client.generate("Hi", adapter="dsum")
     assert answer.version is not None
     assert answer.version.digest == version.digest
+
+
+async def test_a_prefix_is_published_and_its_tokens_are_never_computed(
+    service: Service, tmp_path: Path
+) -> None:
+    config = PrefixTuningConfig(
+        num_virtual_tokens=4,
+        num_layers=1,
+        num_attention_heads=2,
+        token_dim=6,
+        task_type="CAUSAL_LM",
+    )
+    tensors = {"prompt_embeddings": torch.ones(4, 12)}
+    upload = await service.client.upload_adapter(
+        write_adapter(tmp_path / "a", config.to_dict(), tensors), "dsum", allow_unverified_base=True
+    )
+    assert (upload.version.kind, upload.version.virtual_tokens) == ("prefix", 4)
+    await service.client.generate("Hi", adapter="dsum")
+    request = service.engine.requests[-1]
+    assert (request.num_virtual, request.num_prefix) == (4, 4)
 
 
 async def test_a_run_directory_brings_its_manifest_and_is_verified(

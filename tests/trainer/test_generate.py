@@ -4,10 +4,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import EOS, tiny_gpt2, tiny_llama
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from adapter_support.directories import FINGERPRINT
+from peft import PrefixTuningConfig, get_peft_model
+from tiny_models import EOS, VOCAB_SIZE, tiny_gpt2, tiny_llama
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from polygraft.adapters.prompt import PromptRecipe
+from polygraft.trainer.frozen_base import FrozenBase
 from polygraft.trainer.generate import GreedyGenerator
+from polygraft.trainer.methods import generator
 
 PROMPTS = [f"{'ab' * n}:" for n in (1, 9, 3, 14, 2, 6, 20, 5)]
 
@@ -65,3 +75,31 @@ def test_generation_leaves_the_mode_of_the_model_alone(
     model.train()
     GreedyGenerator(model, tokenizer, (EOS,), 1)([[1, 2]])
     assert model.training
+
+
+def test_a_prefix_is_seen_through_a_sliding_window_in_a_batch_too(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Padding between prefix and prompt would push the prefix out of the window."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=12,
+        initializer_range=0.1,
+    )
+    model = get_peft_model(
+        MistralForCausalLM(config),
+        PrefixTuningConfig(num_virtual_tokens=6, task_type="CAUSAL_LM"),
+    )
+    base = FrozenBase("tiny", model.get_base_model(), tokenizer, FINGERPRINT, (EOS,))
+    recipe = PromptRecipe(segments=[{"var": "x"}], defaults={"max_output_tokens": "8"})
+    generate = generator(base, model, recipe)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    alone = [generate([prompt])[0].token_ids for prompt in prompts]
+    assert [answer.token_ids for answer in generate(prompts)] == alone
+    assert alone != [answer.token_ids for answer in generator(base, None, recipe)(prompts)]

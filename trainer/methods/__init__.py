@@ -64,11 +64,13 @@ def generator(
     from polygraft.trainer.generate import GreedyGenerator
 
     assert recipe.defaults.max_output_tokens is not None  # build_recipe sets it
-    soft_prompt = None
+    soft_prompt, has_prefix = None, False
     model: Any = base.model if peft_model is None else peft_model
     if peft_model is not None and peft_model.active_peft_config.is_prompt_learning:
-        soft_prompt = peft_model.get_prompt(batch_size=1)[0].detach()
-        model = peft_model.get_base_model()
+        has_prefix = peft_model.active_peft_config.peft_type == "PREFIX_TUNING"
+        if not has_prefix:
+            soft_prompt = peft_model.get_prompt(batch_size=1)[0].detach()
+            model = peft_model.get_base_model()
     return GreedyGenerator(
         model=model,
         tokenizer=base.tokenizer,
@@ -76,4 +78,6 @@ def generator(
         max_new_tokens=int(recipe.defaults.max_output_tokens),
         stop_sequences=recipe.stop_sequences,
         soft_prompt=soft_prompt,
+        # Padding between a prefix and a prompt would push the prefix out of a sliding window.
+        batch_rows=1 if has_prefix else 32,
     )

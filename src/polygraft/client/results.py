@@ -227,7 +227,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """One immutable version. `kind` is "lora" or "soft_prompt", `tier` where its weights are."""
+    """One immutable version. `kind` is "lora", "soft_prompt" or "prefix", `tier` where it is."""
 
     adapter_name: str
     number: int

@@ -17,6 +17,9 @@ Progress = Callable[[int, int], None]
 """Called with bytes sent and bytes in all, possibly from another thread."""
 
 
+_SCHEMAS = "polygraft.adapter/"  # every version of the manifest's schema
+
+
 @dataclass(frozen=True, slots=True)
 class UploadSource:
     """Files to upload, measured and hashed."""
@@ -56,11 +59,13 @@ class UploadSource:
 def find_adapter(directory: Path) -> dict[str, Path]:
     """The files of an adapter: what its manifest lists, or without one the two that PEFT writes.
 
-    `directory` holds them, or is a run directory with `adapter/` and the manifest in it. Raises
-    AdapterInvalid when one is missing.
+    `directory` holds them, or is a run directory with `adapter/` and the manifest in it, or that
+    `adapter/` itself. Raises AdapterInvalid when one is missing.
     """
     folder = directory / "adapter" if (directory / "adapter").is_dir() else directory
     places = [folder, directory]
+    if folder is directory and _is_of_run(directory.resolve()):
+        places.append(directory.resolve().parent)
     manifest = next((p / MANIFEST_FILE for p in places if (p / MANIFEST_FILE).is_file()), None)
     names = list(REQUIRED_FILES)
     if manifest is not None:
@@ -74,6 +79,20 @@ def find_adapter(directory: Path) -> dict[str, Path]:
             file=str(manifest),
         )
     return files if manifest is None else {**files, MANIFEST_FILE: manifest}
+
+
+def _is_of_run(directory: Path) -> bool:
+    """Whether it is the `adapter/` of a run directory, whose manifest lies one folder up.
+
+    Why look into it: many projects have a manifest.json of another kind.
+    """
+    if directory.name != "adapter":
+        return False
+    try:
+        manifest = json.loads((directory.parent / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and str(manifest.get("schema", "")).startswith(_SCHEMAS)
 
 
 def _listed_in(manifest: Path) -> list[str]:

@@ -241,7 +241,7 @@ def _facts(version: AdapterVersion) -> tuple[str, str, str, str, str]:
     if version.kind == "lora":
         kind = f"LoRA r={version.max_rank}"
     else:
-        kind = f"soft prompt x{version.virtual_tokens}"
+        kind = f"{version.kind.replace('_', ' ')} x{version.virtual_tokens}"
     base = "verified" if version.verified else "[yellow]UNVERIFIED[/yellow]"
     where = version.tier + (f" ({version.references} running)" if version.references else "")
     return str(version.number), kind, base, where, _size(version.size_bytes)
