@@ -45,6 +45,7 @@ class Track:
     sequence: Sequence
     first_token: int | None = None
     ended: int | None = None
+    num_counted: int = 0  # prompt positions computed for the first time
 
     @property
     def wait(self) -> int:
@@ -173,8 +174,7 @@ class Stepper:
             sequence = chunk.sequence
             end = sequence.num_computed + chunk.num_tokens
             assert len(sequence.cells(sequence.num_computed, end)) == chunk.num_tokens, "no cells"
-            new_prompt = min(end, sequence.num_virtual + sequence.num_prompt)
-            self.tokens[_key(sequence)] += max(0, new_prompt - sequence.num_computed)
+            self._count_prompt(sequence, end)
             sequence.num_computed = end
             gives_token = not sequence.num_remaining and sequence.request.score_from is None
             if gives_token:
@@ -189,6 +189,13 @@ class Stepper:
             if is_final:
                 self.scheduler.finish(sequence)
                 self._forget(sequence)
+
+    def _count_prompt(self, sequence: Sequence, end: int) -> None:
+        track = self.tracks[sequence.id]
+        start = max(track.num_counted, sequence.num_computed)
+        end = min(end, sequence.num_virtual + sequence.num_prompt)
+        track.num_counted = max(track.num_counted, end)
+        self.tokens[_key(sequence)] += max(0, end - start)
 
     def _forget(self, sequence: Sequence) -> None:
         self.live.remove(sequence.id)
