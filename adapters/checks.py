@@ -122,6 +122,18 @@ def _check_pair(
                 hint='Retrain without it ("all-linear" leaves the head out).',
             )
         ]
+    if shape.kind == "internal":
+        return [
+            AdapterUnsupported(
+                f"{module} of {geometry.name} is not a linear layer that every token passes once "
+                "(as routers, experts and parts of an output head are not), so LoRA on it cannot "
+                "be applied.",
+                file=WEIGHTS_FILE,
+                item=pair[0].name,
+                found=module,
+                hint="Train on attention only.",
+            )
+        ]
     (a, b) = pair
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         return [

@@ -6,8 +6,8 @@ is replaced, so that the names are those PEFT saw when the adapter was trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -27,7 +27,9 @@ CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", 
 class LinearShape:
     """One linear module of the base: y [out_features] = W x [in_features].
 
-    `kind` is "linear", "conv1d" (GPT-2's transposed storage; same shapes here) or "lm_head".
+    `kind` is "linear", "conv1d" (GPT-2's transposed storage; same shapes here), "lm_head" or
+    "internal": the base uses it otherwise than once per token as y = W x (routers, experts,
+    quantized layers), so that no adapter on it can be applied.
     """
 
     in_features: int
@@ -65,6 +67,16 @@ class BaseGeometry:
     fingerprint: Fingerprint
     kv: tuple[KVShape, ...] = ()
 
+    def with_sites(self, names: Collection[str]) -> BaseGeometry:
+        """What is left when adapters can be applied to these linear modules only."""
+        modules = {
+            name: shape
+            if name in names or shape.kind == "lm_head"
+            else replace(shape, kind="internal")
+            for name, shape in self.modules.items()
+        }
+        return replace(self, modules=MappingProxyType(modules))
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch's."""
@@ -90,7 +102,7 @@ def describe_base(
         hidden_size=int(embedding.weight.shape[1]),
         num_layers=int(text_config.num_hidden_layers),
         vocab_size=int(text_config.vocab_size),
-        context_length=_context_length(text_config),
+        context_length=context_length(text_config),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         fingerprint=fingerprint,
     )
@@ -103,12 +115,14 @@ def _linear_modules(model: nn.Module, head: nn.Module | None) -> dict[str, Linea
             in_features, out_features = module.weight.shape  # stored [in, out]
             modules[name] = LinearShape(int(in_features), int(out_features), "conv1d")
         elif isinstance(module, nn.Linear):
-            kind = "lm_head" if module is head else "linear"
+            is_plain = type(module).forward is nn.Linear.forward  # subclasses: routers, quantized
+            kind = "lm_head" if module is head else "linear" if is_plain else "internal"
             modules[name] = LinearShape(module.in_features, module.out_features, kind)
     return modules
 
 
-def _context_length(config: PreTrainedConfig) -> int:
+def context_length(config: PreTrainedConfig) -> int:
+    """Positions that the model was made for, by its text config. Raises InvalidRequest."""
     for key in CONTEXT_LENGTH_KEYS:
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:

@@ -1,8 +1,7 @@
 """Load a Hugging Face causal LM and decide whether this engine can serve it exactly.
 
-The model runs on transformers' own modeling code. What cannot be right is refused here, by name:
-models that bypass the attention interface, position scaling that depends on the whole batch,
-attention features that are not computed, recurrent state.
+The model runs on transformers' own modeling code. What cannot be right is refused by name: here
+what shows in the configuration, in the probe what shows when a few tokens run.
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ from torch import nn
 
 from polygraft.adapters.errors import ModelRefused
 from polygraft.adapters.fingerprint import fingerprint_base, resolve_base
-from polygraft.adapters.geometry import BaseGeometry, describe_base
+from polygraft.adapters.geometry import BaseGeometry, context_length, describe_base
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.refusal import (
+    refuse_config,
+    refuse_quantized,
+    refused_if_it_fails,
+)
 
 logger = logging.getLogger(__name__)
-
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,21 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     directory is missing or incomplete.
     """
     path = resolve_base(str(name_or_path))
-    model_config = transformers.AutoConfig.from_pretrained(path)
+    model_config = _load_config(path)
     text_config = model_config.get_text_config()
-    refuse_config(model_config, text_config)
+    context = context_length(text_config)
+    context = min(context, config.max_context) if config.max_context else context
+    refuse_config(
+        model_config, text_config, context_length=context, step_tokens=config.max_batch_tokens
+    )
     dtype = choose_dtype(config.dtype, getattr(model_config, "dtype", None))
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa"
-        )
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        # The probe decides whether the attention interface works; loading must not.
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="eager"
-        )
-    model.train(False)
-    model.requires_grad_(False)
+    model = _load_model(path, model_config, dtype)
+    refuse_quantized(model.config)
     name = str(name_or_path) if str(name_or_path).startswith("builtin:") else path.name
     geometry = describe_base(
         model, model_config, name=name, fingerprint=fingerprint_base(path, tokenizer)
     )
-    context = geometry.context_length
     return LoadedBase(
         model=model,
         config=text_config,
@@ -76,27 +70,35 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
         geometry=geometry,
         dtype=dtype,
         eos_token_ids=eos_ids(model, tokenizer),
-        context_length=min(context, config.max_context) if config.max_context else context,
+        context_length=context,
     )
 
 
-def refuse_config(model_config: Any, text_config: Any) -> None:
-    """Refuse what is known from the configuration alone. Raises ModelRefused."""
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise ModelRefused("encoder-decoder models are not supported; serve a decoder-only model.")
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    scalings = rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]
-    for scaling in scalings:
-        kind = (scaling or {}).get("rope_type", "default")
-        if kind in _BATCH_DEPENDENT_ROPE:
-            raise ModelRefused(
-                f"RoPE scaling {kind!r} changes with the longest sequence of the batch, so one "
-                "request would alter another's result.",
-                item="rope_parameters.rope_type",
-                found=kind,
-                allowed="default, linear, yarn, llama3",
-                hint="Serve a copy whose config.json has the unscaled context length.",
-            )
+def _load_config(path: Path) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except (ValueError, KeyError) as error:
+        raise ModelRefused(
+            f"transformers {transformers.__version__} does not know this model: {error}",
+            item="model_type",
+            hint="Code that comes with a checkpoint is never run.",
+        ) from error
+
+
+def _load_model(path: Path, config: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """In eval mode, with attention that computes all that the model asks for."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    with refused_if_it_fails(config, "loading"):
+        try:
+            model = load(path, dtype=dtype, attn_implementation="sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            # The probe decides whether the attention interface works; loading must not.
+            model = load(path, dtype=dtype, attn_implementation="eager")
+    model.train(False)
+    model.requires_grad_(False)
+    return model
 
 
 def choose_dtype(wanted: str, checkpoint: torch.dtype | None) -> torch.dtype:

@@ -127,7 +127,10 @@ class Engine:
             device=device,
         )
         check_numbers(loaded, runner, bank, config.block_size, reference)
-        return cls(loaded, config, runner, bank)
+        geometry = loaded.geometry.with_sites(
+            {name for site in runner.sites for name in site.names}
+        )
+        return cls(replace(loaded, geometry=geometry), config, runner, bank)
 
     @property
     def geometry(self) -> BaseGeometry:

@@ -14,8 +14,9 @@ from polygraft.kernels.attention import PagedAttention
 from polygraft.kernels.linear import PackedLinear
 from polygraft.server.engine.base import LoadedBase, output_head
 from polygraft.server.engine.batch import ForwardBatch, StepSlot
+from polygraft.server.engine.interface import install_attention
 from polygraft.server.engine.kv_cache import KVCache
-from polygraft.server.engine.probe import ProbedModel, install_attention
+from polygraft.server.engine.probe import ProbedModel
 from polygraft.server.engine.sites import build_sites
 
 
@@ -25,6 +26,7 @@ class OutputHead(nn.Module):
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.weight = head.weight  # tied heads share it with the embedding
+        self.bias = head.bias
         self.linear = PackedLinear(head.weight.detach(), head.bias, pack=True)
 
     def forward(self, hidden: Tensor) -> Tensor:

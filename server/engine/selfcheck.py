@@ -12,6 +12,7 @@ from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.messages import EngineRequest, Stopping
 from polygraft.server.engine.model_runner import ModelRunner
+from polygraft.server.engine.refusal import refused_if_it_fails
 from polygraft.server.engine.sequence import Sequence
 
 _NUM_TOKENS = 32
@@ -31,7 +32,8 @@ def _probe_tokens(base: LoadedBase) -> list[int]:
 def reference_logits(base: LoadedBase) -> Tensor:
     """Logits [vocab_size] after random tokens, by the unmodified model. Call before patching it."""
     ids = torch.tensor([_probe_tokens(base)])
-    logits: Tensor = base.model(input_ids=ids, use_cache=False).logits
+    with refused_if_it_fails(base.model, "a forward pass of its own"):
+        logits: Tensor = base.model(input_ids=ids, use_cache=False).logits
     return logits[0, -1].float()
 
 
@@ -49,7 +51,8 @@ def check_numbers(
         last = sequence.num_remaining <= _CHUNK + 1
         size = 1 if sequence.num_remaining == 1 else min(_CHUNK, sequence.num_remaining - last)
         size = max(size, 1)
-        logits = runner.run(builder.build([Chunk(sequence, size)]))
+        with refused_if_it_fails(base.model, "a chunked forward pass"):
+            logits = runner.run(builder.build([Chunk(sequence, size)]))
         sequence.num_computed += size
     error = float((logits[0] - reference).norm() / reference.norm().clamp_min(1e-9))
     bound = _BOUNDS[base.dtype]

@@ -25,6 +25,9 @@ def test_every_linear_layer_is_described(architecture: str) -> None:
     heads = [n for n, shape in geometry.modules.items() if shape.kind == "lm_head"]
     assert [model.get_submodule(n) for n in heads] == [model.get_output_embeddings()]
     for name, shape in geometry.modules.items():
+        if shape.kind == "internal":
+            assert name.endswith("router"), "it returns more than y = W x"
+            continue
         with torch.no_grad():
             output = model.get_submodule(name)(torch.zeros(1, shape.in_features))
         assert output.shape == (1, shape.out_features)

@@ -34,6 +34,7 @@ class Architecture:
 
     attention: str  # a projection of the attention, whose rank and alpha the patterns change
     mlp: str
+    all_linear: str = "all-linear"  # PEFT's word, or a pattern where it would take experts too
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -51,7 +52,7 @@ def linear_names(model: nn.Module) -> list[str]:
 def save_adapters(base: Path, directory: Path, names: Architecture) -> dict[str, Path]:
     """The four adapters of the exactness matrix, with weights large enough to change tokens."""
     configs: dict[str, PeftConfig] = {
-        "lora4": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=_TASK),
+        "lora4": LoraConfig(r=4, lora_alpha=8, target_modules=names.all_linear, task_type=_TASK),
         "rslora8": LoraConfig(
             r=8, lora_alpha=6, use_rslora=True, target_modules=[names.attention], task_type=_TASK
         ),

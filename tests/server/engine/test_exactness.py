@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_support.architectures import REFUSED, SERVED, VOCAB, Case
+from engine_support.architectures import SERVED, VOCAB, Case
 from engine_support.harness import Harness, random_prompts
 from engine_support.peft_adapters import NUM_VIRTUAL, generate_alone, save_adapters
 from tiny_models import byte_tokenizer, save_base
-
-from polygraft.adapters.errors import ModelRefused
-from polygraft.server.engine.config import EngineConfig
-from polygraft.server.engine.engine import Engine
 
 KINDS = (None, "lora4", "rslora8", "patterns16", "soft")
 NUM_REQUESTS = 15
@@ -61,15 +57,6 @@ def test_mixed_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> Non
     assert effective == set(saved), "an adapter changed nothing: the test proves nothing"
 
 
-@pytest.mark.parametrize("architecture", REFUSED)
-def test_models_that_bypass_the_attention_interface_are_refused(
-    architecture: str, tmp_path: Path
-) -> None:
-    base = _save(REFUSED[architecture], tmp_path / "base")
-    with pytest.raises(ModelRefused, match="AttentionInterface"):
-        Engine.load(base, EngineConfig(dtype="float32", threads=1, kv_bytes=1 << 22))
-
-
 def test_chunk_may_end_inside_the_virtual_tokens(tmp_path: Path) -> None:
     case = SERVED["llama"]
     base = _save(case, tmp_path / "base")
@@ -82,15 +69,3 @@ def test_chunk_may_end_inside_the_virtual_tokens(tmp_path: Path) -> None:
         harness.submit("r", prompt, adapter="soft", max_output_tokens=NUM_TOKENS)
         harness.run()
         assert harness.answers["r"].token_ids == expected, f"chunks of {chunk}"
-
-
-def test_rope_that_depends_on_the_batch_is_refused(tmp_path: Path) -> None:
-    model = SERVED["llama"].build()
-    model.config.rope_parameters = {
-        "rope_type": "dynamic",
-        "factor": 2.0,
-        "rope_theta": 10000.0,
-    }
-    base = save_base(tmp_path / "base", model, byte_tokenizer())
-    with pytest.raises(ModelRefused, match="dynamic"):
-        Engine.load(base, EngineConfig(dtype="float32", threads=1))
