@@ -3,8 +3,9 @@
     store --reader threads--> host (LRU by bytes) --placer thread--> device (the engine's pool)
 
 Loads are single-flight: one per version, however many wait. A reference keeps a version where it
-is; only unreferenced, unpinned versions are evicted, the least recently used first. When the
-device is full of referenced versions, loads wait in the order in which they were read.
+is. To make room the least recently used version goes that nobody refers to. When the device is
+full of referenced versions, loads wait in the order in which they were read, and after a while
+versions that are only wanted, not computed with, make room in turn (`rotation.py`).
 
 Threads. One lock guards the tables and is never held while reading, copying or calling out. Only
 the one placer thread reserves, fills and frees places on the device, so these never overlap.
@@ -32,6 +33,7 @@ from polygraft.adapters.resident import (
     ResidentVersion,
     Tier,
 )
+from polygraft.adapters.rotation import Rotation
 from polygraft.adapters.weights import AdapterWeights
 
 __all__ = ["DeviceTier", "Residency", "ResidencyObserver", "ResidentVersion", "Tier"]
@@ -44,7 +46,8 @@ class Residency:
     `read(digest)` returns the weights or raises; it runs in one of `workers` threads.
     `on_change(digest)` is called from a loader thread after a version became ready or failed.
     `host_bytes` bounds the copies kept on the host; loads in progress may exceed it by what the
-    reader threads and the placer hold.
+    reader threads and the placer hold. `patience`: seconds that a load waits before versions that
+    are wanted, but have had their turn, make room for it (see Rotation).
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class Residency:
         workers: int = 2,
         on_change: Callable[[str], None],
         observer: ResidencyObserver | None = None,
+        patience: float = 1.0,
     ) -> None:
         self._read = read
         self._device = device
         self._on_change = on_change
         self._observer = observer
         self._changed = threading.Condition()  # its lock guards the table
-        self._table = ResidencyTable(host_bytes, self._changed.notify_all)
+        rotation = Rotation(patience, time.monotonic)
+        self._table = ResidencyTable(host_bytes, self._changed.notify_all, rotation)
         self._closed = False
         self._threads = [
             threading.Thread(target=self._read_loop, name=f"adapter-reader-{i}", daemon=True)
@@ -113,7 +118,7 @@ class Residency:
         """Ends what `hold` began; the references stay. Never blocks."""
         with self._changed:
             for digest in digests:
-                self._table.entries[digest].holders -= 1
+                self._table.drop(self._table.entries[digest])
 
     def is_ready(self, *digests: str) -> bool:
         """Whether all are on the device; stays true for whoever holds them."""
@@ -147,6 +152,7 @@ class Residency:
                         raise entry.failure.error
                     self._wait(deadline, f"{digest} was not loaded in {timeout:g} s")
                 entry.pinned = entry.pinned or pin
+                self._changed.notify_all()  # it need not be drained any more
             finally:
                 entry.waiters -= 1
                 self._table.let_go(entry)
@@ -261,16 +267,26 @@ class Residency:
     def _place_loop(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and not self._table.has_work_for_placer():
-                    self._changed.wait()
+                usable_again = self._wait_for_placer_work()
                 if self._closed:
                     return
                 to_free = self._table.to_free.popleft() if self._table.to_free else None
                 to_place = None if to_free else self._table.next_to_place()
+            if usable_again is not None:
+                self._call(self._on_change, usable_again)
             if to_free is not None:
                 self._free(to_free)
             elif to_place is not None:
                 self._place(to_place)
+
+    def _wait_for_placer_work(self) -> str | None:
+        """The version that need not be drained any more, if that is the work."""
+        while not self._closed:
+            usable_again = self._table.stop_draining()
+            if usable_again is not None or self._table.has_work_for_placer():
+                return usable_again
+            self._changed.wait(self._table.seconds_to_work())
+        return None
 
     def _free(self, entry: Entry) -> None:
         self._call(self._device.free, entry.digest)
@@ -288,7 +304,7 @@ class Residency:
             return
         with self._changed:
             if not reserved:
-                self._table.make_room()
+                self._table.make_room(entry)
                 return
             self._table.start_copying(entry)
         self._copy(entry, weights)

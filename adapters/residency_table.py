@@ -12,15 +12,17 @@ from collections import deque
 from collections.abc import Callable
 
 from polygraft.adapters.resident import Entry, Failure, Stage
+from polygraft.adapters.rotation import Rotation
 from polygraft.adapters.weights import AdapterWeights
 
 
 class ResidencyTable:
     """Entries by digest, the three queues, and the policy of eviction."""
 
-    def __init__(self, host_bytes: int, notify: Callable[[], None]) -> None:
+    def __init__(self, host_bytes: int, notify: Callable[[], None], rotation: Rotation) -> None:
         self.entries: dict[str, Entry] = {}
-        self.ready: set[str] = set()  # digests on the device
+        self.ready: set[str] = set()  # digests on the device that may be begun with
+        self.rotation = rotation
         self.to_read: deque[Entry] = deque()
         self.to_place: deque[Entry] = deque()
         self.to_free: deque[Entry] = deque()
@@ -45,6 +47,7 @@ class ResidencyTable:
         """Starts the load of an entry that is neither on the device nor on its way."""
         if entry.on_device or entry.stage is not Stage.IDLE:
             return  # a place being freed is asked for again by `freed`
+        self.rotation.start_waiting(entry)
         if entry.host is None:
             entry.stage = Stage.TO_READ
             self.to_read.append(entry)
@@ -63,6 +66,17 @@ class ResidencyTable:
         self._forget_if_possible(entry)
         if self.to_place or entry.unloaders:
             self._room = True
+            self._notify()
+
+    def drop(self, entry: Entry) -> None:
+        """One request less computes with an entry."""
+        entry.holders -= 1
+        if entry.holders:
+            return
+        if entry is self.rotation.draining and not (entry.pinned or entry.waiters):
+            self._start_freeing(entry)
+        elif self.to_place:
+            self._room = True  # an overdue load may take its place
             self._notify()
 
     def is_absent(self, entry: Entry) -> bool:
@@ -101,10 +115,28 @@ class ResidencyTable:
 
     def has_work_for_placer(self) -> bool:
         """Whether `to_free` or the head of `to_place` can be worked on now."""
-        return bool(self.to_free or (self.to_place and self._room))
+        is_time = self.rotation.seconds_to_look() == 0.0
+        return bool(self.to_free or (self.to_place and (self._room or is_time)))
+
+    def seconds_to_work(self) -> float | None:
+        """In how many seconds there may be work for the placer though nobody calls; None: never."""
+        return self.rotation.seconds_to_look() if self.to_place else None
+
+    def stop_draining(self) -> str | None:
+        """Let a draining version be used again if no load needs its place; returns its digest."""
+        entry = self.rotation.draining
+        if entry is None:
+            return None
+        is_needed = self.to_place and self.rotation.is_overdue(self.to_place[0])
+        if is_needed and not (entry.pinned or entry.waiters):
+            return None
+        self.rotation.draining = None
+        self.ready.add(entry.digest)
+        return entry.digest
 
     def next_to_place(self) -> Entry | None:
         """The first in line if it can be placed now; drops loads that nobody waits for."""
+        self.rotation.look_at = None
         while self.to_place:
             entry = self.to_place[0]
             if entry.stage is Stage.TO_PLACE and not entry.is_held:
@@ -120,13 +152,20 @@ class ResidencyTable:
         self._room = False
         return None
 
-    def make_room(self) -> None:
-        """Evicts the least recently used version that nobody holds, else waits for a release."""
-        evictable = [e for e in self.entries.values() if e.on_device and not e.is_held]
-        if evictable:
-            self._start_freeing(min(evictable, key=lambda e: e.last_used))
-        else:
-            self._room = False
+    def make_room(self, load: Entry) -> None:
+        """Evicts the least recently used version that nobody wants, else, for a load that is
+        overdue, one that is wanted; else waits."""
+        unwanted = [e for e in self.entries.values() if e.on_device and not e.is_held]
+        if unwanted:
+            self._start_freeing(min(unwanted, key=lambda e: e.last_used))
+            return
+        chosen = self.rotation.choose(load, self.entries.values())
+        if chosen is not None:
+            self._start_freeing(chosen)
+            return
+        if self.rotation.draining is not None:
+            self.ready.discard(self.rotation.draining.digest)
+        self._room = False
 
     def start_copying(self, entry: Entry) -> None:
         """The head of the line has a place now."""
@@ -139,6 +178,7 @@ class ResidencyTable:
         entry.on_device = True
         entry.failure = None
         self.ready.add(entry.digest)
+        self.rotation.start_turn(entry)
         self.touch(entry)
         self._become_idle(entry)
         self.let_go(entry)
@@ -188,8 +228,10 @@ class ResidencyTable:
     def check_integrity(self) -> None:
         """AssertionError unless sets, queues, stages and byte counts agree."""
         entries = self.entries.values()
-        on_device = {entry.digest for entry in entries if entry.on_device}
+        draining = self.rotation.draining
+        on_device = {entry.digest for entry in entries if entry.on_device and entry is not draining}
         assert self.ready == on_device, "ready versions are not those on the device"
+        assert draining is None or draining.on_device, "what is drained is not there"
         used = sum(entry.host.nbytes for entry in entries if entry.host)
         assert self.host_used == used, f"{self.host_used} host bytes counted, {used} held"
         for entry in entries:
@@ -203,8 +245,11 @@ class ResidencyTable:
             assert not lost, f"{lost} wait in no queue"
 
     def _start_freeing(self, entry: Entry) -> None:
+        assert not entry.holders, f"{entry.digest} is computed with"
         entry.on_device = False
         self.ready.discard(entry.digest)
+        if entry is self.rotation.draining:
+            self.rotation.draining = None
         entry.stage = Stage.TO_FREE
         self.to_free.append(entry)
         self._notify()

@@ -109,6 +109,8 @@ class Entry:
     stage: Stage = Stage.IDLE
     failure: Failure | None = None
     last_used: int = 0
+    wanted_at: float = 0.0  # when the load was asked for, monotonic
+    placed_at: float = 0.0  # when it came to the device, monotonic
     times_freed: int = 0  # how often its place on the device was given back
 
     @property

@@ -165,6 +165,7 @@ def _build(
         workers=config.adapters.load_workers,
         on_change=lambda digest: engine.wake(digest),
         observer=metrics,
+        patience=config.engine.max_skip,
     )
     stack.callback(residency.close)
     uploads = Uploads(

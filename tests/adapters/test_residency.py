@@ -28,7 +28,7 @@ COPY_BYTES = 16 * 64  # host bytes of a version of rank 16
 class Bench:
     """A residency over a fake device of 64 rows. Version "a:32" has rank 32; default rank 16."""
 
-    def __init__(self, host_bytes: int = 1 << 20) -> None:
+    def __init__(self, host_bytes: int = 1 << 20, *, patience: float = 3600.0) -> None:
         self.device = FakeDevice()
         self.reads: Counter[str] = Counter()
         self.read_error: Exception | None = None
@@ -42,6 +42,7 @@ class Bench:
             host_bytes=host_bytes,
             on_change=self.changes.append,
             observer=self,
+            patience=patience,
         )
 
     def read(self, digest: str) -> AdapterWeights:
@@ -66,6 +67,14 @@ class Bench:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     made = Bench()
+    yield made
+    finish(made)
+
+
+@pytest.fixture
+def hasty() -> Iterator[Bench]:
+    """Versions make room for others as soon as anybody waits."""
+    made = Bench(patience=0.0)
     yield made
     finish(made)
 
@@ -192,6 +201,55 @@ def test_a_device_full_of_referenced_versions_makes_loads_wait_in_order(bench: B
     bench.residency.release("big:64")
     eventually(lambda: bench.residency.is_ready("small:16"))
     bench.residency.release("small:16")
+
+
+def test_versions_that_are_only_wanted_take_turns(hasty: Bench) -> None:
+    names = [f"v{i}:32" for i in range(6)]  # two fit at a time
+    for name in names:
+        hasty.residency.acquire(name)
+    seen: Counter[str] = Counter()
+    eventually(lambda: not seen.update(hasty.residency._table.ready) and len(seen) == len(names))
+    hasty.residency.release(*names)
+
+
+def test_a_version_in_use_is_drained_for_a_load_that_waited_long_enough(hasty: Bench) -> None:
+    hasty.residency.acquire("a:64", "a:64")
+    hasty.load("a:64")
+    assert hasty.residency.hold("a:64")
+    hasty.residency.acquire("b:64")
+    eventually(lambda: not hasty.residency.is_ready("a:64"))
+    assert not hasty.residency.hold("a:64"), "nobody begins with it any more"
+    assert hasty.residency.tier("a:64") is Tier.DEVICE, "who began goes on"
+    hasty.residency.release("b:64")
+    hasty.residency.check_integrity()
+    hasty.residency.drop("a:64")
+    hasty.residency.release("a:64", "a:64")
+
+
+def test_a_version_is_not_drained_any_more_when_the_load_is_not_wanted(hasty: Bench) -> None:
+    hasty.residency.acquire("a:64")
+    hasty.load("a:64")
+    assert hasty.residency.hold("a:64")
+    hasty.residency.acquire("b:64")
+    eventually(lambda: not hasty.residency.is_ready("a:64"))
+    hasty.changes.clear()
+    hasty.residency.release("b:64")
+    eventually(lambda: hasty.changes == ["a:64"])
+    assert hasty.residency.is_ready("a:64")
+    hasty.residency.drop("a:64")
+    hasty.residency.release("a:64")
+
+
+def test_a_version_pinned_while_it_is_drained_stays(hasty: Bench) -> None:
+    hasty.residency.acquire("a:64")
+    hasty.load("a:64")
+    assert hasty.residency.hold("a:64")
+    hasty.residency.acquire("b:64")
+    eventually(lambda: not hasty.residency.is_ready("a:64"))
+    hasty.residency.load("a:64", pin=True, timeout=5)
+    hasty.residency.drop("a:64")
+    eventually(lambda: hasty.residency.is_ready("a:64"))
+    hasty.residency.release("a:64", "b:64")
 
 
 def test_a_waiting_load_that_nobody_wants_any_more_leaves_the_line(bench: Bench) -> None:

@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from polygraft.adapters.residency_table import ResidencyTable
 from polygraft.adapters.resident import Entry, Stage
+from polygraft.adapters.rotation import Rotation
 
 RANKS = {f"v{i}": rank for i, rank in enumerate((16, 16, 32, 32, 64, 1))}
+PATIENCE = 2.0
 NAMES = st.sampled_from(sorted(RANKS))
 
 
@@ -20,9 +22,12 @@ class TableMachine(RuleBasedStateMachine):
     @initialize(host_copies=st.integers(0, 6))
     def make(self, host_copies: int) -> None:
         self.limit = host_copies * 1024
-        self.table = ResidencyTable(self.limit, lambda: None)
+        self.now = 0.0
+        self.rotation = Rotation(PATIENCE, lambda: self.now)
+        self.table = ResidencyTable(self.limit, lambda: None, self.rotation)
         self.device = FakeDevice(64)
         self.held: dict[str, int] = {}
+        self.computing: list[str] = []
         self.reading: list[Entry] = []
         self.copying: Entry | None = None
         self.freeing: Entry | None = None
@@ -35,10 +40,33 @@ class TableMachine(RuleBasedStateMachine):
         self.held[name] = self.held.get(name, 0) + 1
         self.table.request(entry)
 
-    @precondition(lambda self: self.held)
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.table.ready & self.held.keys())
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.table.ready & self.held.keys())))
+        if self.computing.count(name) < self.held[name]:
+            self.table.entries[name].holders += 1
+            self.computing.append(name)
+
+    @precondition(lambda self: self.computing)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        name = self.computing.pop(data.draw(st.integers(0, len(self.computing) - 1)))
+        self.table.drop(self.table.entries[name])
+
+    @rule()
+    def stop_draining(self) -> None:
+        usable_again = self.table.stop_draining()
+        assert usable_again is None or usable_again in self.table.ready
+
+    @precondition(lambda self: self.idle_references())
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.held)))
+        name = data.draw(st.sampled_from(self.idle_references()))
         entry = self.table.entries[name]
         entry.references -= 1
         self.held[name] -= 1
@@ -88,7 +116,10 @@ class TableMachine(RuleBasedStateMachine):
             self.table.start_copying(entry)
             self.copying = entry
         else:
-            self.table.make_room()
+            self.table.make_room(entry)
+            for freed in self.table.to_free:
+                had_turn = self.now >= freed.placed_at + PATIENCE
+                assert had_turn or not freed.is_held, "it had no turn yet"
 
     @precondition(lambda self: self.copying)
     @rule(fails=st.booleans())
@@ -111,6 +142,9 @@ class TableMachine(RuleBasedStateMachine):
         self.device.free(entry.digest)
         self.table.was_freed(entry)
 
+    def idle_references(self) -> list[str]:
+        return sorted(n for n, count in self.held.items() if count > self.computing.count(n))
+
     def placer_is_idle(self) -> bool:
         return self.copying is None and self.freeing is None
 
@@ -120,6 +154,7 @@ class TableMachine(RuleBasedStateMachine):
             self.table.check_integrity()
             on_device = {e.digest for e in self.table.entries.values() if e.on_device}
             assert on_device <= self.device.filled
+            assert set(self.computing) <= on_device, "what is computed with left the device"
             assert {n: e.references for n, e in self.table.entries.items() if e.references} == (
                 self.held
             )
@@ -137,22 +172,23 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.host_used <= max(self.limit, must_stay) + 64 * 64
 
     def teardown(self) -> None:
-        """Whatever happened: once all threads run on, every held version that fits is ready."""
+        """Whatever happened: once all threads run on and whoever computes comes to an end, every
+        version that is wanted gets its turn on the device, though they do not all fit at once."""
         if not hasattr(self, "table"):
             return
-        for name in sorted(self.held)[1:]:  # any one of them fits the device, two may not
-            entry = self.table.entries[name]
-            entry.references = 0
-            del self.held[name]
-            self.table.let_go(entry)
         for name in self.held:
             self.table.request(self.table.entry(name))
-        for _ in range(200):
+        had_turn = set()
+        for _ in range(400):
             self.run_all_threads_once()
-        assert set(self.held) <= self.table.ready
-        assert not self.table.to_read
-        assert not self.table.to_place
-        assert not self.table.to_free
+            had_turn |= self.table.ready
+            self.now += PATIENCE / 8
+            for name in self.computing:
+                self.table.drop(self.table.entries[name])
+            self.computing = sorted(self.table.ready & self.held.keys())
+            for name in self.computing:  # they all begin again at once, if they may
+                self.table.entries[name].holders += 1
+        assert had_turn >= self.held.keys()
 
     def run_all_threads_once(self) -> None:
         if self.copying:
@@ -164,6 +200,7 @@ class TableMachine(RuleBasedStateMachine):
             self.table.was_read(entry, weights_of_rank(RANKS[entry.digest]))
         if self.table.to_read:
             self.start_reading()
+        self.table.stop_draining()
         if self.placer_is_idle() and self.table.has_work_for_placer():
             self.place()
 
