@@ -16,6 +16,7 @@ from polygraft.server.engine.base import LoadedBase, output_head
 from polygraft.server.engine.batch import ForwardBatch, StepSlot
 from polygraft.server.engine.interface import install_attention
 from polygraft.server.engine.kv_cache import KVCache
+from polygraft.server.engine.memory import release_checkpoint
 from polygraft.server.engine.probe import ProbedModel
 from polygraft.server.engine.sites import build_sites
 
@@ -23,9 +24,11 @@ from polygraft.server.engine.sites import build_sites
 class OutputHead(nn.Module):
     """The output head with a prepacked weight; stands in for the model's own linear head."""
 
-    def __init__(self, head: nn.Linear) -> None:
+    def __init__(self, head: nn.Linear, embedding: nn.Module) -> None:
         super().__init__()
-        self.weight = head.weight  # tied heads share it with the embedding
+        is_tied = head.weight is embedding.weight
+        # Else a stand-in of one element: the weight is kept packed only.
+        self.weight = head.weight if is_tied else head.weight.new_zeros(1).expand(head.weight.shape)
         self.bias = head.bias
         self.linear = PackedLinear(head.weight.detach(), head.bias, pack=True)
 
@@ -50,7 +53,8 @@ class ModelRunner:
         install_attention(probed.attention_modules, self._attend)
         head = output_head(base.model)
         if pack and type(head) is nn.Linear:
-            base.model.set_output_embeddings(OutputHead(head))  # type: ignore[no-untyped-call]
+            base.model.set_output_embeddings(OutputHead(head, self._embedding))  # type: ignore[no-untyped-call]
+        release_checkpoint(base.model)
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> Tensor:
