@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class EngineConfig(BaseModel):
@@ -63,12 +65,29 @@ class EngineConfig(BaseModel):
     max_queued_tokens: int = Field(
         1 << 20, gt=0, description="Prompt tokens of waiting requests at most."
     )
+    namespace_weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Shares of namespaces that compete, as name=weight,...; others have 1.",
+    )
+    adapter_weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Shares of adapters that compete inside a namespace, by full name; else 1.",
+    )
     max_context: int | None = Field(
         None, gt=0, description="Context length to serve; unset: the model's own."
     )
     pack_weights: bool = Field(
         True, description="Prepack weights for the CPU (faster; off keeps plain layouts)."
     )
+
+    @field_validator("namespace_weights", "adapter_weights", mode="before")
+    @classmethod
+    def _read_weights(cls, value: object) -> object:
+        """A variable or an option gives text."""
+        if not isinstance(value, str):
+            return value
+        pairs = (part.rpartition("=") for part in value.split(",") if part.strip())
+        return {name.strip(): weight for name, _, weight in pairs}
 
     @model_validator(mode="after")
     def _every_running_sequence_has_a_row(self) -> EngineConfig:

@@ -30,6 +30,7 @@ from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.fairness import FairRules
 from polygraft.server.engine.kv_cache import KVCache, bytes_per_cell
 from polygraft.server.engine.messages import (
     EngineRequest,
@@ -169,6 +170,10 @@ class Engine:
             self._blocks,
             adapters,
             prefix_cache=self.config.prefix_cache,
+            fairness=FairRules(
+                namespace_weights=self.config.namespace_weights,
+                adapter_weights=self.config.adapter_weights,
+            ),
             columns=self._rank_columns,
         )
         with self._lock:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import count
 
 from polygraft.server.engine.messages import FairShare
@@ -26,10 +27,10 @@ _MIN_PRUNE = 64  # accounts of one parent that are kept without looking for idle
 class Account:
     """One node of the tree: the root of a priority class, a namespace, or an adapter (a leaf)."""
 
-    def __init__(self, name: str, parent: Account | None) -> None:
+    def __init__(self, name: str, parent: Account | None, weight: float = 1.0) -> None:
         self.name = name
         self.parent = parent
-        self.weight = 1.0
+        self.weight = weight
         self.counter = 0.0  # cost served / weight; never falls
         self.num_waiting = 0  # sequences in line, here and below
         self.num_running = 0
@@ -49,13 +50,13 @@ class Account:
         assert self.parent is not None
         return self.parent
 
-    def child(self, name: str) -> Account:
+    def child(self, name: str, weights: Mapping[str, float]) -> Account:
         """The account of that name below this one, opened if there is none."""
         found = self.children.get(name)
         if found is None:
             if len(self.children) >= self._prune_at:
                 self._prune()
-            found = self.children[name] = Account(name, self)
+            found = self.children[name] = Account(name, self, weights.get(name, 1.0))
         return found
 
     def first_child(self) -> Account | None:
@@ -135,14 +136,25 @@ class Account:
             child.check_integrity()
 
 
-class FairLine:
-    """The sequences of one priority class that can be admitted, in fair order.
+@dataclass(frozen=True, slots=True)
+class FairRules:
+    """How power is divided. Weights by name; who is not named has weight 1.
 
     burst: how far, in cost, an account that wakes up may lag behind those that wait.
+    turn: after how much cost a place goes round when there are fewer places than accounts.
     """
 
-    def __init__(self, burst: float) -> None:
-        self._burst = burst
+    burst: float = 2048.0
+    turn: float = 1024.0
+    namespace_weights: Mapping[str, float] = field(default_factory=dict)
+    adapter_weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class FairLine:
+    """The sequences of one priority class that can be admitted, in fair order."""
+
+    def __init__(self, rules: FairRules) -> None:
+        self._rules = rules
         self._root = Account("", None)
 
     @property
@@ -157,8 +169,9 @@ class FairLine:
 
     def leaf(self, sequence: Sequence) -> Account:
         """The account that a sequence is charged to; the one above it is its namespace."""
-        share = sequence.request.share
-        return self._root.child(share.namespace).child(share.adapter)
+        share, rules = sequence.request.share, self._rules
+        namespace = self._root.child(share.namespace, rules.namespace_weights)
+        return namespace.child(share.adapter, rules.adapter_weights)
 
     def rank(self, sequence: Sequence) -> tuple[float, float]:
         """What was served to its namespace and its adapter; the smaller goes first."""
@@ -167,14 +180,13 @@ class FairLine:
 
     def add(self, sequence: Sequence, *, in_front: bool = False) -> None:
         """Get in line. `in_front` of its account's line: it was admitted before, and preempted."""
-        leaf, share = self.leaf(sequence), sequence.request.share
-        leaf.above.weight, leaf.weight = share.namespace_weight, share.adapter_weight
+        leaf = self.leaf(sequence)
         leaf.line[sequence.id] = sequence
         if in_front:
             leaf.line.move_to_end(sequence.id, last=False)
         for account in leaf.path():
             if not in_front:
-                account.wake(self._burst)
+                account.wake(self._rules.burst)
             account.count_waiting(1)
         self._root.num_waiting += 1
 
@@ -214,7 +226,7 @@ class FairLine:
         for account in self.leaf(sequence).path():
             account.counter += cost / account.weight
 
-    def claims(self, waiting: Sequence, running: Iterable[Sequence], turn: float) -> list[Sequence]:
+    def claims(self, waiting: Sequence, running: Iterable[Sequence]) -> list[Sequence]:
         """Those of the running sequences of this class whose place a waiting one may take.
 
         It may if its account was served no more than the other one and, by weight, would not run
@@ -227,7 +239,7 @@ class FairLine:
         for sequence in running:
             share = sequence.request.share
             if share not in verdicts:
-                verdicts[share] = _may_displace(mine, self.leaf(sequence), turn)
+                verdicts[share] = _may_displace(mine, self.leaf(sequence), self._rules.turn)
             if verdicts[share]:
                 found.append(sequence)
         return found

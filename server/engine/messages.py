@@ -61,14 +61,12 @@ PRIORITIES = (-1, 0, 1)  # low, normal, high
 class FairShare:
     """Whose account a request is charged to: a namespace, and an adapter name inside it.
 
-    Computing power is divided by weight, first among the namespaces that want it, then among the
-    adapters of each. `adapter` "" is the base alone.
+    Computing power is divided by the weights of EngineConfig, first among the namespaces that want
+    it, then among the adapters of each. `adapter` "" is the base alone.
     """
 
     namespace: str = ""
     adapter: str = ""
-    namespace_weight: float = 1.0
-    adapter_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, order=True)

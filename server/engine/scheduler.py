@@ -17,7 +17,7 @@ from typing import Protocol
 from polygraft.adapters.errors import DeadlineExpired
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
-from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST
+from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST, FairRules
 from polygraft.server.engine.messages import FinishReason
 from polygraft.server.engine.placement import Placement
 from polygraft.server.engine.priorities import GUARANTEED, ClassOrder
@@ -48,7 +48,7 @@ class AdapterPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Caps of one step, and how patient fairness is."""
+    """Caps of one step."""
 
     max_running: int
     max_batch_tokens: int
@@ -56,8 +56,6 @@ class SchedulerLimits:
     max_step_adapters: int = 256
     max_step_columns: int = 8192
     max_skip: float = 1.0  # seconds that one is passed over for want of room for its adapters
-    burst: float = 2048.0  # cost that an account may be behind the others when it wakes up
-    turn: float = 1024.0  # cost after which a place goes round when there are too few for all
 
 
 class Scheduler:
@@ -70,11 +68,12 @@ class Scheduler:
         adapters: AdapterPort,
         *,
         prefix_cache: bool,
+        fairness: FairRules | None = None,
         columns: Callable[[str], int] = lambda digest: 0,
     ) -> None:
         self.limits = limits
         self.placement = Placement(blocks, prefix_cache=prefix_cache)
-        self.waiting = WaitingRoom(limits.burst)
+        self.waiting = WaitingRoom(fairness or FairRules())
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0  # for want of blocks
         self.num_displaced = 0  # for the sake of those who were served less
@@ -303,7 +302,7 @@ class Scheduler:
         if lower:
             return self._most_served(lower)
         same = (s for s in self.running.values() if s.request.priority == priority)
-        claims = lines[priority].claims(sequence, same, self.limits.turn)
+        claims = lines[priority].claims(sequence, same)
         return self._most_served(claims) if claims else None
 
     def _hold_adapters(self, sequence: Sequence) -> bool:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from polygraft.server.engine.fairness import FairLine
+from polygraft.server.engine.fairness import FairLine, FairRules
 from polygraft.server.engine.messages import PRIORITIES
 from polygraft.server.engine.sequence import Sequence
 
 
 class WaitingRoom:
-    """Waiting sequences by id, each in exactly one place. `burst`: see FairLine."""
+    """Waiting sequences by id, each in exactly one place."""
 
-    def __init__(self, burst: float) -> None:
-        self.lines = {priority: FairLine(burst) for priority in PRIORITIES}
+    def __init__(self, rules: FairRules) -> None:
+        self.lines = {priority: FairLine(rules) for priority in PRIORITIES}
         self._all: dict[str, Sequence] = {}
         self._leave: dict[str, Callable[[Sequence], object]] = {}  # out of the place it is in
         self._for_adapter: dict[str, dict[str, Sequence]] = {}  # digest -> those it keeps waiting

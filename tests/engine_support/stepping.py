@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
+from polygraft.server.engine.fairness import FairRules
 from polygraft.server.engine.messages import AdapterShare, EngineRequest, FairShare, Stopping
 from polygraft.server.engine.scheduler import Scheduler, SchedulerLimits
 from polygraft.server.engine.sequence import Sequence
@@ -69,6 +70,7 @@ class Stepper:
         *,
         prefix_cache: bool = True,
         seconds_per_step: float = 0.01,
+        fairness: FairRules | None = None,
         **limits: float,
     ) -> None:
         caps = {"max_running": 8, "max_batch_tokens": 32, "max_chunk": 8, **limits}
@@ -79,6 +81,7 @@ class Stepper:
             self.blocks,
             self.adapters,
             prefix_cache=prefix_cache,
+            fairness=fairness,
             columns=lambda digest: 16,
         )
         self.seconds_per_step = seconds_per_step

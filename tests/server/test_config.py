@@ -113,3 +113,14 @@ def test_the_settings_survive_a_round_trip_through_a_file(tmp_path: Path) -> Non
     file = tmp_path / "server.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config({}, {}, file) == config
+
+
+def test_weights_are_read_from_text_and_from_a_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("engine: {adapter_weights: {team/a: 2, b: 0.5}}")
+    config = load_config({}, {"POLYGRAFT_ENGINE__NAMESPACE_WEIGHTS": "team=3, other = 1.5"}, file)
+    assert config.engine.adapter_weights == {"team/a": 2.0, "b": 0.5}
+    assert config.engine.namespace_weights == {"team": 3.0, "other": 1.5}
+    for wrong in ("team", "team=0", "team=inf", "team=x"):
+        with pytest.raises(ConfigError, match="namespace_weights"):
+            load_config({"engine.namespace_weights": wrong}, {})
