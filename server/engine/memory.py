@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from contextlib import suppress
 
 import torch
@@ -21,6 +20,5 @@ def release_checkpoint(model: nn.Module) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.untyped_storage().nbytes() > tensor.element_size():  # not a stand-in
             tensor.data = tensor.data.clone()
-    gc.collect()
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -108,7 +108,7 @@ SERVED: dict[str, Case] = {
     "vaultgemma": _case("vaultgemma", head_dim=12, query_pre_attn_scalar=12, **_WINDOWS),
     "phi": _case("phi", mlp="fc1"),
     "gpt_neox": _case("gpt_neox", "query_key_value", "dense_h_to_4h", **_ALL_HEADS),
-    "gpt_bigcode": _case("gpt_bigcode", "c_attn", "c_fc", **_GPT2),
+    "gpt_bigcode": _case("gpt_bigcode", "c_attn", "c_fc", **{**_GPT2, "num_key_value_heads": 1}),
     "opt": _case("opt", mlp="fc1", ffn_dim=96, word_embed_proj_dim=48, **_ALL_HEADS),
     "olmo": _case("olmo"),
     "olmo2": _case("olmo2"),
@@ -146,7 +146,7 @@ SERVED: dict[str, Case] = {
     "nanochat": _case("nanochat", mlp="fc1"),
     "persimmon": _case("persimmon", "query_key_value", "dense_h_to_4h", **_ALL_HEADS),
     "modernbert-decoder": Case(
-        _config("modernbert-decoder", local_attention=24),
+        _config("modernbert-decoder", local_attention=24, **_ALL_HEADS),
         Architecture("q_proj", "Wi", all_linear=r".*layers.*(proj|W[io])"),  # its head has a layer
     ),
     "mixtral": _experts("mixtral"),

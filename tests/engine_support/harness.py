@@ -25,6 +25,7 @@ from polygraft.server.engine.messages import (
     Stopping,
     TokenLogprob,
 )
+from polygraft.server.engine.step_plan import StepPlan
 
 
 class LoadedAdapters:
@@ -152,6 +153,16 @@ class Harness:
             if not self.engine.ledger()["live_sequences"]:
                 return
         raise AssertionError("the engine did not finish")
+
+    def preempt(self, request_id: str) -> None:
+        """Take a running sequence's blocks away, as the scheduler does when there are too few."""
+        scheduler = self.engine._scheduler
+        scheduler._preempt(scheduler.running[request_id], StepPlan(0))
+
+    @property
+    def running(self) -> list[str]:
+        """Requests that are admitted, in order of admission."""
+        return list(self.engine._scheduler.running)
 
     def assert_clean(self) -> None:
         """Everything that was taken has been given back."""

@@ -1,71 +1,131 @@
-"""A mixed, joining and leaving batch equals PEFT's own generation of each request alone."""
+"""A mixed, joining and leaving batch equals PEFT's own generation of each request alone.
+
+In every architecture, whatever the chunk size, with and without the prefix cache, and when
+sequences lose their blocks in prefill and decode and are computed again.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
-from engine_support.architectures import SERVED, VOCAB, Case
-from engine_support.harness import Harness, random_prompts
-from engine_support.peft_adapters import NUM_VIRTUAL, generate_alone, save_adapters
-from tiny_models import byte_tokenizer, save_base
+from engine_support.architectures import SERVED
+from engine_support.harness import Harness
+from engine_support.peft_adapters import NUM_VIRTUAL
+from engine_support.solo import KINDS, NUM_TOKENS, Request, Solo
+from tolerances import LOGITS_FP32
 
-KINDS = (None, "lora4", "rslora8", "patterns16", "soft")
-NUM_REQUESTS = 15
-NUM_TOKENS = 12
-MAX_LOGIT_DIFFERENCE = 1e-4
+CHUNKS = (1, 7, 64)
+ROOMS = tuple(product((True, False), (False, True)))  # prefix cache, preemption
+THOROUGH = ("llama", "gpt2", "gpt_oss", "deepseek_v3")  # get every combination
+MAX_PREEMPTIONS = 3  # of one request
+Combination = tuple[str, int, bool, bool]
 
 
-def _save(case: Case, directory: Path) -> Path:
-    return save_base(directory, case.build(), byte_tokenizer())
+def combinations() -> list[Combination]:
+    """Every architecture with every chunk size, with and without cache and preemption; every
+    combination with some architectures."""
+    chosen = [
+        (name, chunk, *ROOMS[(i + j) % len(ROOMS)])
+        for i, name in enumerate(SERVED)
+        if name not in THOROUGH
+        for j, chunk in enumerate(CHUNKS)
+    ]
+    every = [(name, chunk, *room) for name in THOROUGH for chunk in CHUNKS for room in ROOMS]
+    return every + chosen
+
+
+class Driver:
+    """Runs steps; between them, if asked to, every running sequence loses its blocks in turn."""
+
+    def __init__(self, harness: Harness, *, preempts: bool) -> None:
+        self.harness = harness
+        self.preempts = preempts
+        self.preemptions: Counter[str] = Counter()
+        self._steps = 0
+
+    def step(self) -> None:
+        self.harness.run_step()
+        self._steps += 1
+        running = [r for r in self.harness.running if self.preemptions[r] < MAX_PREEMPTIONS]
+        if self.preempts and running:
+            victim = running[self._steps * 5 % len(running)]
+            self.harness.preempt(victim)
+            self.preemptions[victim] += 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chunk", "prefix_cache", "preempts"),
+    combinations(),
+    ids=lambda value: {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value),
+)
+def test_a_mixed_batch_equals_peft_alone(
+    architecture: str,
+    chunk: int,
+    prefix_cache: bool,
+    preempts: bool,
+    solo: Callable[[str], Solo],
+) -> None:
+    alone = solo(architecture)
+    harness = alone.harness(max_chunk=chunk, prefix_cache=prefix_cache)
+    driver = Driver(harness, preempts=preempts)
+    first, second = alone.requests[::2], alone.requests[1::2]
+    for i, request in enumerate((*first, *second)):
+        submit(harness, str(i), request)
+        for _ in range(1 + i % 3):  # requests join while others are in prefill or decode
+            driver.step()
+        while i == len(first) - 1 and not harness.answers["0"].is_done:
+            driver.step()  # so that the second ones find something in the cache
+    while harness.engine.ledger()["live_sequences"]:
+        driver.step()
+    harness.assert_clean()
+    for i, request in enumerate((*first, *second)):
+        assert_equal(harness, str(i), request)
+    assert bool(harness.engine.stats().cached_tokens) == prefix_cache
+    if preempts:
+        assert driver.preemptions.total() > 2 * len(alone.requests)
+
+
+def submit(harness: Harness, request_id: str, request: Request) -> None:
+    harness.submit(
+        request_id, request.prompt, adapter=request.adapter, max_output_tokens=NUM_TOKENS
+    )
+
+
+def assert_equal(harness: Harness, request_id: str, expected: Request) -> None:
+    answer = harness.answers[request_id]
+    assert answer.token_ids == expected.token_ids, f"{expected.kind}"
+    difference = (torch.stack(answer.logits) - expected.logits).abs().max()
+    assert difference <= LOGITS_FP32, f"{expected.kind}: {difference}"
 
 
 @pytest.mark.parametrize("architecture", SERVED)
-def test_mixed_batch_equals_peft_alone(architecture: str, tmp_path: Path) -> None:
-    case = SERVED[architecture]
-    base = _save(case, tmp_path / "base")
-    saved = save_adapters(base, tmp_path, case.names)
-    harness = Harness(base, max_chunk=24, max_batch_tokens=64)
-    for name, directory in saved.items():
-        harness.adapters.load(name, directory)
+def test_the_adapters_of_the_matrix_do_something(
+    architecture: str, solo: Callable[[str], Solo]
+) -> None:
+    """Else a server that ignored them would pass."""
+    alone = solo(architecture)
+    plain = alone.harness()
+    for i, request in enumerate(alone.requests):
+        plain.submit(str(i), request.prompt, max_output_tokens=1)
+    plain.run()
+    effective = {
+        request.kind
+        for i, request in enumerate(alone.requests)
+        if (plain.answers[str(i)].logits[0] - request.logits[0]).abs().max() > 0.003
+    }
+    assert effective == {request.kind for request in alone.requests} - {None}
+    assert len(effective) >= len(KINDS) - 2
 
-    prompts = random_prompts(NUM_REQUESTS, vocab=VOCAB, seed=3)
-    kinds = [KINDS[i % len(KINDS)] for i in range(NUM_REQUESTS)]
-    for i, (prompt, kind) in enumerate(zip(prompts, kinds, strict=True)):
-        harness.submit(str(i), prompt, adapter=kind, max_output_tokens=NUM_TOKENS)
-        harness.run_step()  # requests join while others are in prefill or decode
-        if i % 3 == 0:
-            harness.run_step()
+
+@pytest.mark.parametrize("chunk", [1, NUM_VIRTUAL - 3, NUM_VIRTUAL, 64])
+def test_a_chunk_may_end_inside_the_virtual_tokens(chunk: int, solo: Callable[[str], Solo]) -> None:
+    alone = solo("llama")
+    request = next(request for request in alone.requests if request.kind == "soft")
+    harness = alone.harness(max_chunk=chunk)
+    submit(harness, "r", request)
     harness.run()
-    harness.assert_clean()
-
-    effective = set()
-    for kind in KINDS:
-        mine = [i for i in range(NUM_REQUESTS) if kinds[i] == kind]
-        directory = saved[kind] if kind else None
-        expected = generate_alone(base, directory, [prompts[i] for i in mine], NUM_TOKENS)
-        plain = generate_alone(base, None, [prompts[i] for i in mine], 1)
-        for i, (token_ids, logits), (_, base_logits) in zip(mine, expected, plain, strict=True):
-            answer = harness.answers[str(i)]
-            assert answer.token_ids == token_ids, f"request {i} ({kind})"
-            difference = (torch.stack(answer.logits) - logits).abs().max()
-            assert difference <= MAX_LOGIT_DIFFERENCE, f"request {i} ({kind}): {difference}"
-            if (base_logits[0] - logits[0]).abs().max() > 0.01:
-                effective.add(kind)
-
-    assert effective == set(saved), "an adapter changed nothing: the test proves nothing"
-
-
-def test_chunk_may_end_inside_the_virtual_tokens(tmp_path: Path) -> None:
-    case = SERVED["llama"]
-    base = _save(case, tmp_path / "base")
-    saved = save_adapters(base, tmp_path, case.names)
-    prompt = random_prompts(1, vocab=VOCAB, seed=5)[0]
-    expected = generate_alone(base, saved["soft"], [prompt], NUM_TOKENS)[0][0]
-    for chunk in (1, NUM_VIRTUAL - 3, NUM_VIRTUAL, 64):
-        harness = Harness(base, max_chunk=chunk)
-        harness.adapters.load("soft", saved["soft"])
-        harness.submit("r", prompt, adapter="soft", max_output_tokens=NUM_TOKENS)
-        harness.run()
-        assert harness.answers["r"].token_ids == expected, f"chunks of {chunk}"
+    assert_equal(harness, "r", request)

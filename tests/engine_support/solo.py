@@ -1,0 +1,117 @@
+"""The requests of the exactness matrix, and what PEFT generates for each of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tiny_models import byte_tokenizer, save_base
+from torch import Tensor
+
+from engine_support.architectures import SERVED, VOCAB
+from engine_support.harness import Harness
+from engine_support.peft_adapters import (
+    Generated,
+    generate_alone,
+    generate_composed,
+    save_adapters,
+    save_virtual_adapters,
+)
+
+NUM_TOKENS = 8
+BLOCK = 16
+Kind = str | tuple[tuple[str, float], ...] | None
+KINDS: tuple[Kind, ...] = (
+    None,
+    "lora4",
+    "rslora8",
+    "patterns16",
+    "soft",
+    "p_tuning",
+    "prefix",
+    (("lora4", 0.7), ("patterns16", 1.5)),
+    (("lora4", -0.6), ("soft", 1.0)),
+)
+_LENGTHS = (33, 48, 21, 60, 16, 37, 52, 40, 29)  # of the first prompt of each kind
+_SHARED = 32  # of it are at most the beginning of the second
+# PEFT's prefix tuning makes keys and values of one width for all layers.
+_WITHOUT_PREFIX = ("deepseek_v2", "deepseek_v3", "mimo_v2_flash", "gemma4")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request and its expected answer."""
+
+    kind: Kind
+    prompt: list[int]
+    token_ids: list[int]
+    logits: Tensor  # [NUM_TOKENS, vocab_size]
+
+    @property
+    def adapter(self) -> str | Mapping[str, float] | None:
+        """As `Harness.submit` takes it."""
+        return dict(self.kind) if isinstance(self.kind, tuple) else self.kind
+
+
+@dataclass(frozen=True)
+class Solo:
+    """An architecture's base, adapters and requests; two requests of a kind share a beginning."""
+
+    base: Path
+    adapters: Mapping[str, Path]
+    requests: tuple[Request, ...]
+    block_bytes: int
+
+    def harness(self, **settings: object) -> Harness:
+        """An engine with all adapters on the device."""
+        harness = Harness(self.base, **settings)
+        for name, directory in self.adapters.items():
+            harness.adapters.load(name, directory)
+        return harness
+
+
+def make_solo(architecture: str, directory: Path) -> Solo:
+    """Build the base and its adapters, and let PEFT generate."""
+    case = SERVED[architecture]
+    base = save_base(directory / "base", case.build(), byte_tokenizer())
+    adapters = save_adapters(base, directory, case.names)
+    adapters |= save_virtual_adapters(base, directory)
+    cache = Harness(base).engine._runner.cache
+    cells = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) // cache.num_cells
+    if architecture in _WITHOUT_PREFIX:
+        del adapters["prefix"], adapters["projected"]
+    requests = tuple(_requests(base, adapters))
+    return Solo(base, adapters, requests, cells * BLOCK)
+
+
+def _requests(base: Path, adapters: Mapping[str, Path]) -> list[Request]:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(count: int) -> list[int]:
+        drawn: list[int] = torch.randint(0, VOCAB, (count,), generator=generator).tolist()
+        return drawn
+
+    first = [draw(length) for length in _LENGTHS]
+    second = [prompt[:_SHARED] + draw(1 + i % 4) for i, prompt in enumerate(first)]
+    requests = []
+    for kind, *prompts in zip(KINDS, first, second, strict=True):
+        if isinstance(kind, str) and kind not in adapters:
+            continue
+        answers = _generate(base, adapters, kind, prompts)
+        for prompt, (token_ids, logits) in zip(prompts, answers, strict=True):
+            requests.append(Request(kind, prompt, token_ids, logits))
+    return requests
+
+
+def _generate(
+    base: Path, adapters: Mapping[str, Path], kind: Kind, prompts: list[list[int]]
+) -> list[Generated]:
+    if not isinstance(kind, tuple):
+        return generate_alone(base, adapters[kind] if kind else None, prompts, NUM_TOKENS)
+    loras = {adapters[name]: weight for name, weight in kind if name != "soft"}
+    soft = adapters["soft"] if "soft" in dict(kind) else None
+    return [
+        generate_composed(base, loras, prompt, NUM_TOKENS, soft_prompt=soft) for prompt in prompts
+    ]
