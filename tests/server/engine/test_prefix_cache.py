@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from engine_support.architectures import VOCAB
 from engine_support.harness import Harness, random_prompts
 
-from polygraft.server.engine.messages import AdapterShare
+from polygraft.server.engine.messages import AdapterShare, Sampling
 from polygraft.server.engine.prefix_cache import BlockKeys
 
 if TYPE_CHECKING:
@@ -49,6 +49,96 @@ def test_other_adapters_and_other_tenants_share_nothing(tiny_base: TinyBase) -> 
     assert ask(harness, "other lora", PROMPT, adapter="rslora8") == 0
     assert ask(harness, "other tenant", PROMPT, adapter="lora4", salt="b") == 0
     assert ask(harness, "same tenant", PROMPT, adapter="lora4", salt="b") > 0
+
+
+@pytest.mark.parametrize("shared", [1, 15, 16, 17, 31, 32, 33, 48])
+@pytest.mark.parametrize("adapter", [None, "lora4", "soft"])
+def test_two_prompts_share_the_blocks_of_their_common_beginning(
+    tiny_base: TinyBase, adapter: str | None, shared: int
+) -> None:
+    first, tail = (PROMPT[:48], [7]) if shared == 48 else (PROMPT[:48], [250, 7])
+    assert first[shared : shared + 1] != tail[:1]
+    second = first[:shared] + tail
+    harness, plain = tiny_base.harness(), tiny_base.harness(prefix_cache=False)
+    virtual = harness.adapters.virtual.get(adapter or "", 0)
+    ask(harness, "first", first, adapter=adapter)
+    assert ask(harness, "second", second, adapter=adapter) == (virtual + shared) // BLOCK * BLOCK
+    assert_same(harness, plain, "second", second, adapter=adapter)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 32, 33])
+def test_one_token_at_least_is_computed(tiny_base: TinyBase, length: int) -> None:
+    """Of a prompt that is cached as a whole, whether or not it ends with a block."""
+    harness, plain = tiny_base.harness(), tiny_base.harness(prefix_cache=False)
+    ask(harness, "first", PROMPT)
+    assert ask(harness, "again", PROMPT[:length]) == (length - 1) // BLOCK * BLOCK
+    assert_same(harness, plain, "again", PROMPT[:length])
+
+
+def assert_same(harness: Harness, plain: Harness, name: str, *args: Any, **options: Any) -> None:
+    """The answer is that of an engine without a cache."""
+    ask(plain, name, *args, **options)
+    cached, expected = harness.answers[name], plain.answers[name]
+    assert cached.token_ids == expected.token_ids
+    assert (torch.stack(cached.logits) - torch.stack(expected.logits)).abs().max() <= 1e-5
+
+
+def test_a_version_keeps_its_blocks_while_it_is_off_the_device(tiny_base: TinyBase) -> None:
+    """They are keyed by what the version is, not by where it stands."""
+    harness = tiny_base.harness()
+    ask(harness, "first", PROMPT, adapter="lora4")
+    harness.engine.bank.free("lora4")
+    harness.engine.bank.free("rslora8")
+    harness.adapters.load("rslora8", tiny_base.adapters["rslora8"])  # its rows are others now
+    harness.adapters.load("lora4", tiny_base.adapters["lora4"])
+    assert ask(harness, "back", PROMPT, adapter="lora4") == (len(PROMPT) - 1) // BLOCK * BLOCK
+    assert harness.answers["back"].token_ids == harness.answers["first"].token_ids
+
+
+def test_a_new_version_of_the_same_weights_shares_nothing(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    harness.adapters.load("lora4 again", tiny_base.adapters["lora4"])
+    ask(harness, "first", PROMPT, adapter="lora4")
+    assert ask(harness, "second", PROMPT, adapter="lora4 again") == 0
+    assert harness.answers["first"].token_ids == harness.answers["second"].token_ids
+
+
+def test_siblings_compute_their_prompt_once_and_sample_as_alone(tiny_base: TinyBase) -> None:
+    harness, plain = tiny_base.harness(), tiny_base.harness(prefix_cache=False)
+    prompt = PROMPT[:50]
+    for engine in (harness, plain):
+        for i in range(4):
+            sampling = Sampling(temperature=1.5, seed=i)
+            after = "r.0" if i and engine is harness else None
+            engine.submit(f"r.{i}", prompt, adapter="lora4", sampling=sampling, after=after)
+        engine.run()
+        engine.assert_clean()
+    answers = [harness.answers[f"r.{i}"] for i in range(4)]
+    assert [answer.num_cached for answer in answers] == [0, 48, 48, 48]
+    assert [a.token_ids for a in answers] == [plain.answers[f"r.{i}"].token_ids for i in range(4)]
+    assert len({tuple(answer.token_ids) for answer in answers}) > 1
+
+
+def test_answers_stay_the_same_while_prefixes_push_each_other_out(tiny_base: TinyBase) -> None:
+    """Twelve prompts on four beginnings, in too few blocks for all of them."""
+    harness = tiny_base.harness(kv_bytes=14 * 6144, max_context=128, max_chunk=24)
+    plain = tiny_base.harness(prefix_cache=False)
+    beginnings = [(p * 30)[:40] for p in random_prompts(4, vocab=VOCAB, seed=6)]
+    for round_ in range(3):
+        for i, beginning in enumerate(beginnings):
+            prompt, name = [*beginning, round_, i], f"{round_}.{i}"
+            for engine in (harness, plain):
+                adapter = ("lora4", None, "soft", "patterns16")[i]
+                engine.submit(name, prompt, adapter=adapter, max_output_tokens=20)
+                engine.run_step()
+    harness.run()
+    plain.run()
+    harness.assert_clean()
+    assert harness.engine.stats().cached_tokens > 0
+    for name, expected in plain.answers.items():
+        assert harness.answers[name].token_ids == expected.token_ids
+        difference = torch.stack(harness.answers[name].logits) - torch.stack(expected.logits)
+        assert difference.abs().max() <= 1e-5
 
 
 def test_virtual_blocks_are_shared_between_tenants_and_prompts() -> None:
@@ -99,7 +189,10 @@ def test_scores_are_exact_with_a_cached_prefix(tiny_base: TinyBase) -> None:
     for harness in (plain, cached):
         ask(harness, "s", PROMPT, max_output_tokens=0, score_from=40)
     assert cached.engine.stats().cached_tokens == 32
-    assert cached.answers["s"].logprobs == pytest.approx(plain.answers["s"].logprobs, abs=1e-5)
+    expected, scored = plain.answers["s"].prompt_logprobs, cached.answers["s"].prompt_logprobs
+    assert len(scored) == len(PROMPT) - 40
+    assert [t.token_id for t in scored] == [t.token_id for t in expected]
+    assert [t.logprob for t in scored] == pytest.approx([t.logprob for t in expected], abs=1e-5)
 
 
 def test_memory_pressure_forgets_the_least_recently_used_prefix(tiny_base: TinyBase) -> None:
