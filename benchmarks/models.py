@@ -29,10 +29,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "bos_token_id": 0,
         "eos_token_id": 0,
     },
-    "tiny": {
+    "tiny": {  # heads of 32: the smallest that vLLM computes
         "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        "hidden_size": 128,
+        "intermediate_size": 256,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Setting:
     """One row per system in the result."""
 
-    num_adapters: int
+    num_adapters: int  # 0: every request is for the base alone
     concurrency: int
     num_requests: int  # a round
 
@@ -36,10 +36,25 @@ class Preset:
 
 
 PRESETS = {
-    "smoke": Preset("tiny", (Setting(4, 1, 2), Setting(4, 4, 8)), 1, (4, 16), 8),
+    "smoke": Preset("tiny", (Setting(4, 1, 2), Setting(4, 4, 8), Setting(0, 4, 8)), 1, (4, 16), 8),
     "quick": Preset(
         "smollm2-135m",
         (Setting(16, 1, 3), Setting(16, 8, 16), Setting(16, 32, 64)),
+        2,
+        (32, 128),
+        64,
+    ),
+    # What the project set out to reach, and the tax that adapters are. Sized for the slowest peer.
+    "issue": Preset(
+        "smollm2-135m",
+        (
+            Setting(16, 1, 3),
+            Setting(0, 1, 3),
+            Setting(16, 8, 24),
+            Setting(0, 8, 24),
+            Setting(16, 32, 64),
+            Setting(0, 32, 64),
+        ),
         2,
         (32, 128),
         64,

@@ -156,6 +156,26 @@ def print_table(rows: Sequence[Row], console: Console, *, threads: int) -> None:
     console.print(table)
 
 
+def print_lora_tax(rows: Sequence[Row], console: Console) -> None:
+    """What adapters cost each system, where it was also measured on the base alone."""
+    for (system, adapters, concurrency), tax in lora_tax(rows).items():
+        console.print(
+            f"{system}: {adapters} adapters cost {tax:.0%} of the base's tokens/s at "
+            f"concurrency {concurrency}",
+            highlight=False,
+        )
+
+
+def lora_tax(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
+    """By system, adapters and concurrency: the share of the base-only rate that adapters cost."""
+    base = {(row.system, row.concurrency): row.tokens_per_s for row in rows if row.adapters == 0}
+    return {
+        (row.system, row.adapters, row.concurrency): 1 - row.tokens_per_s / rate
+        for row in rows
+        if row.adapters and (rate := base.get((row.system, row.concurrency)))
+    }
+
+
 def _cell(key: str, value: Any) -> str:
     if key == "same_output":
         return f"{value:.0%}"

@@ -10,8 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +19,8 @@ from typing import Any, Self
 from benchmarks.models import MODELS, adapter_name, prepare_model
 from benchmarks.presets import Preset, Setting
 from benchmarks.report import Measurement, Row
-from benchmarks.systems import Job
-from benchmarks.workload import Shape, Workload, make_workload
+from benchmarks.systems import SYSTEMS, Job
+from benchmarks.workload import BASE, Shape, Workload, make_workload
 
 ENTRY = Path(__file__).with_name("serving.py")
 WARM_UP_TOKENS = 4
@@ -92,7 +92,11 @@ class Workers:
     """Every system's process, as a context."""
 
     def __init__(self, systems: Sequence[str], job: Job) -> None:
-        self.workers = {system: Worker(system, job) for system in systems}
+        bare = replace(job, adapters={})
+        self.workers = {
+            system: Worker(system, job if SYSTEMS[system].takes_adapters else bare)
+            for system in systems
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -106,11 +110,16 @@ class Workers:
         for worker in self.workers.values():
             worker.close()
 
-    def in_turn(self, round_index: int) -> list[tuple[str, Worker]]:
-        """All workers, each round beginning with another one."""
-        items = list(self.workers.items())
+    def in_turn(self, setting: Setting, round_index: int) -> list[tuple[str, Worker]]:
+        """The workers that the setting measures, each round beginning with another one."""
+        items = [(name, self.workers[name]) for name in measured_by(setting, self.workers)]
         first = round_index % len(items)
         return items[first:] + items[:first]
+
+
+def measured_by(setting: Setting, systems: Iterable[str]) -> list[str]:
+    """Those of the systems that can serve the setting."""
+    return [name for name in systems if SYSTEMS[name].takes_adapters or setting.num_adapters == 0]
 
 
 def run_benchmark(
@@ -136,57 +145,79 @@ def run_benchmark(
         max_concurrency=preset.concurrency,
         max_sequence_tokens=preset.prompt_tokens[1] + preset.output_tokens,
     )
-    rows: list[Row] = []
     with Workers(systems, job) as workers:
-        for system, worker in workers.in_turn(0):
+        for system, worker in workers.workers.items():
             on_progress(f"loading and warming up {system}")
             worker.wait_until_ready()
-            worker.measure(warm_up_workload(preset, seed))
-        for setting in preset.settings:
-            rows += _measure_setting(preset, setting, workers, dtype, seed, on_progress)
-    return rows
+            num_adapters = preset.num_adapters if SYSTEMS[system].takes_adapters else 0
+            worker.measure(warm_up_workload(preset, num_adapters, seed))
+        return _measure_settings(preset, workers, dtype, seed, on_progress)
 
 
 def num_steps(preset: Preset, systems: Sequence[str]) -> int:
     """How often `run_benchmark` calls `on_progress`."""
-    return 1 + len(systems) * (1 + len(preset.settings) * preset.num_rounds)
+    a_round = sum(len(measured_by(setting, systems)) for setting in preset.settings)
+    return 1 + len(systems) + preset.num_rounds * a_round
 
 
-def _measure_setting(
+def _measure_settings(
     preset: Preset,
-    setting: Setting,
     workers: Workers,
     dtype: str,
     seed: int,
     on_progress: Callable[[str], None],
 ) -> list[Row]:
-    workload = make_workload(
+    """Whole rounds of all settings: a slow spell meets settings that are compared alike."""
+    workloads = {setting: setting_workload(preset, setting, seed) for setting in preset.settings}
+    measured: dict[tuple[Setting, str], list[Measurement]] = {
+        (setting, system): []
+        for setting in preset.settings
+        for system in measured_by(setting, workers.workers)
+    }
+    for round_index in range(preset.num_rounds):
+        for setting, workload in workloads.items():
+            for system, worker in workers.in_turn(setting, round_index):
+                on_progress(
+                    f"{system}: {setting.num_adapters} adapters, concurrency "
+                    f"{setting.concurrency}, round {round_index + 1}/{preset.num_rounds}"
+                )
+                measured[setting, system].append(worker.measure(workload))
+    references: dict[Setting, Measurement] = {}
+    return [
+        Row.summarize(
+            system,
+            preset.model,
+            dtype,
+            setting,
+            workloads[setting],
+            rounds,
+            references.setdefault(setting, rounds[0]),
+        )
+        for (setting, system), rounds in measured.items()
+    ]
+
+
+def setting_workload(preset: Preset, setting: Setting, seed: int) -> Workload:
+    """What every system serves in a setting."""
+    return make_workload(
         _shape(preset, preset.output_tokens),
-        [adapter_name(index) for index in range(setting.num_adapters)],
+        adapter_names(setting.num_adapters),
         num_requests=setting.num_requests,
         concurrency=setting.concurrency,
         seed=seed,
     )
-    measured: dict[str, list[Measurement]] = {system: [] for system in workers.workers}
-    for round_index in range(preset.num_rounds):
-        for system, worker in workers.in_turn(round_index):
-            on_progress(
-                f"{system}: {setting.num_adapters} adapters, concurrency {setting.concurrency}, "
-                f"round {round_index + 1}/{preset.num_rounds}"
-            )
-            measured[system].append(worker.measure(workload))
-    reference = next(iter(measured.values()))[0]
-    return [
-        Row.summarize(system, preset.model, dtype, setting, workload, rounds, reference)
-        for system, rounds in measured.items()
-    ]
 
 
-def warm_up_workload(preset: Preset, seed: int) -> Workload:
+def adapter_names(num_adapters: int) -> list[str]:
+    """Whom requests are for: the first so many adapters, or the base."""
+    return [adapter_name(index) for index in range(num_adapters)] or [BASE]
+
+
+def warm_up_workload(preset: Preset, num_adapters: int, seed: int) -> Workload:
     """A few tokens from every adapter at the highest concurrency: allocations and first touches."""
     return make_workload(
         _shape(preset, WARM_UP_TOKENS),
-        [adapter_name(index) for index in range(preset.num_adapters)],
+        adapter_names(num_adapters),
         num_requests=preset.concurrency,
         concurrency=preset.concurrency,
         seed=seed + 1,

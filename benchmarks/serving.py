@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure serving many adapters: Polygraft in process and over gRPC, beside PEFT's `generate`.
+"""Measure serving many adapters: Polygraft in process and over gRPC, beside other systems.
 
     .venv/bin/python benchmarks/serving.py --preset quick --json serving.jsonl
 
@@ -9,43 +9,50 @@ Zipf, on a random-weight model of SmolLM2-135M's shape that is made locally.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import os
+import runpy
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).with_name("importable.py")))
 
-def make_package_importable() -> None:
-    """Let `import benchmarks` find this folder.
+import argparse
+import os
 
-    Why not through sys.path: with the checkout on it, our `kernels/` would shadow the library of
-    that name, which transformers imports when it finds one.
-    """
-    folder = Path(__file__).resolve().parent
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["benchmarks"] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
+from rich.console import Console
+
+from benchmarks.presets import PRESETS
+from benchmarks.progress import progress_bar
+from benchmarks.report import print_lora_tax, print_table
+from benchmarks.runner import WorkerFailed, num_steps, run_benchmark
+from benchmarks.systems import SYSTEMS, missing_peer
+from benchmarks.worker import run_worker
+
+
+def system_names(text: str) -> list[str]:
+    """A list of systems, each known and installed."""
+    names = text.split(",")
+    for name in names:
+        if name not in SYSTEMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SYSTEMS)}")
+        if why := missing_peer(name):
+            raise argparse.ArgumentTypeError(why)
+    return names
+
+
+def installed_systems() -> list[str]:
+    """Every system that can be measured here; says which are left out, and why."""
+    missing = {name: missing_peer(name) for name in SYSTEMS}
+    for why in dict.fromkeys(why for why in missing.values() if why):
+        print(why, file=sys.stderr)
+    return [name for name, why in missing.items() if why is None]
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    from benchmarks.presets import PRESETS
-    from benchmarks.systems import SYSTEMS
-
-    def system_names(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in SYSTEMS]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SYSTEMS)}")
-        return names
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument("--systems", type=system_names, default=list(SYSTEMS), help="a,b,c")
+    parser.add_argument("--systems", type=system_names, help="a,b,c; all that are installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON lines")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each system")
@@ -56,11 +63,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, print a table and write the lines; or be one system's process."""
-    make_package_importable()
     arguments = parse_arguments()
     if arguments.worker:
-        from benchmarks.worker import run_worker
-
         run_worker(arguments.worker)
         return 0
     return measure_and_report(arguments)
@@ -68,32 +72,24 @@ def main() -> int:
 
 def measure_and_report(arguments: argparse.Namespace) -> int:
     """The parent process: a progress bar on stderr, results on stdout."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from benchmarks.presets import PRESETS
-    from benchmarks.report import print_table
-    from benchmarks.runner import WorkerFailed, num_steps, run_benchmark
-
     preset = PRESETS[arguments.preset]
-    columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=num_steps(preset, arguments.systems), completed=-1)
+    systems = arguments.systems or installed_systems()
+    with progress_bar(total=num_steps(preset, systems)) as on_progress:
         try:
             rows = run_benchmark(
                 preset,
-                arguments.systems,
+                systems,
                 dtype=arguments.dtype,
                 threads=arguments.threads,
                 seed=arguments.seed,
-                on_progress=lambda text: bar.update(task, advance=1, description=text),
+                on_progress=on_progress,
             )
         except WorkerFailed as failure:
-            bar.console.print(str(failure), markup=False)
+            print(failure, file=sys.stderr)
             return 1
-        bar.update(task, advance=1, description="done")
     width = None if sys.stdout.isatty() else 120  # columns, where no terminal tells
     print_table(rows, Console(width=width), threads=arguments.threads)
+    print_lora_tax(rows, Console(width=width))
     if arguments.json:
         arguments.json.write_text("".join(row.to_json_line() + "\n" for row in rows))
     return 0

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
 
+BASE = ""  # the adapter of a request that is for the base alone
+
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRequest:
-    """One prompt for one adapter."""
+    """One prompt for one adapter, or for the base."""
 
     prompt_token_ids: tuple[int, ...]
     adapter: str

@@ -7,14 +7,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.peers import PeerAbsent, environment
 from benchmarks.workload import RequestTrace, Workload
 
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a system is found. Its module has `load(job: Job) -> System`."""
+
+    module: str
+    peer: str | None = None  # name of the environment that it needs
+    takes_adapters: bool = True  # False: loaded without any, measured on the base alone
+
+
 SYSTEMS = {
-    "polygraft": "benchmarks.systems.polygraft_engine",
-    "polygraft-grpc": "benchmarks.systems.polygraft_grpc",
-    "peft": "benchmarks.systems.peft_generate",
+    "polygraft": Entry("benchmarks.systems.polygraft_engine"),
+    "polygraft-grpc": Entry("benchmarks.systems.polygraft_grpc"),
+    "peft": Entry("benchmarks.systems.peft_generate"),
+    "llama-cpp": Entry("benchmarks.peers.llama_cpp", peer="llama-cpp"),
+    "vllm": Entry("benchmarks.peers.vllm", peer="vllm"),
+    "vllm-base": Entry("benchmarks.peers.vllm", peer="vllm", takes_adapters=False),
 }
-"""Name to module; the module has `load(job: Job) -> System`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +57,17 @@ class System(Protocol):
 
 def load_system(name: str, job: Job) -> System:
     """Import and load one system; errors pass through."""
-    system: System = import_module(SYSTEMS[name]).load(job)
+    system: System = import_module(SYSTEMS[name].module).load(job)
     return system
+
+
+def missing_peer(name: str) -> str | None:
+    """Why a system cannot be measured here, in one sentence; None if it can."""
+    peer = SYSTEMS[name].peer
+    if peer is None:
+        return None
+    try:
+        environment(peer)
+    except PeerAbsent as absent:
+        return str(absent)
+    return None

@@ -19,6 +19,7 @@ from benchmarks.systems import Job
 from benchmarks.workload import RequestTrace, Workload, WorkloadRequest
 
 PAD = 0
+NO_ADAPTER = "__base__"  # what PEFT calls the base alone
 
 
 class StepTimes(BaseStreamer):
@@ -58,7 +59,7 @@ class PeftGenerate:
         output_ids: torch.Tensor = self.model.generate(  # type: ignore[no-untyped-call]
             input_ids=input_ids,
             attention_mask=attention_mask,
-            adapter_names=[request.adapter for request in requests],
+            adapter_names=[request.adapter or NO_ADAPTER for request in requests],
             streamer=streamer,
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=PAD
@@ -94,4 +95,6 @@ def load(job: Job) -> PeftGenerate:
     for name, path in others:
         model.load_adapter(str(path), adapter_name=name)
     model.eval()
+    # Why: generate() takes what its own configuration leaves unset from this one, and would stop.
+    base.generation_config.eos_token_id = None
     return PeftGenerate(model)

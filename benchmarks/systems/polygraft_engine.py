@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from benchmarks.systems import Job
 from benchmarks.systems.polygraft_settings import engine_settings
-from benchmarks.workload import RequestTrace, Workload, WorkloadRequest
+from benchmarks.workload import BASE, RequestTrace, Workload, WorkloadRequest
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import minimal_manifest, record_files
@@ -67,15 +67,17 @@ class PolygraftEngine:
         return list(traces.values())
 
     def _submit(self, request: WorkloadRequest, traces: dict[str, RequestTrace]) -> None:
-        request_id, digest = next(self._request_ids), self.digests[request.adapter]
+        request_id = next(self._request_ids)
+        digests = [] if request.adapter == BASE else [self.digests[request.adapter]]
         traces[request_id] = RequestTrace(submitted=time.perf_counter())
-        self.residency.acquire(digest)
+        for digest in digests:
+            self.residency.acquire(digest)
         self.engine.submit(
             EngineRequest(
                 request_id=request_id,
                 prompt_token_ids=request.prompt_token_ids,
                 stopping=Stopping(max_output_tokens=request.max_output_tokens),
-                adapters=(AdapterShare(digest),),
+                adapters=tuple(map(AdapterShare, digests)),
             )
         )
 

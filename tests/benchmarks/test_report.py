@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from benchmarks.presets import Setting
-from benchmarks.report import Measurement, Row, percentile
+from benchmarks.report import Measurement, Row, lora_tax, percentile
 from benchmarks.workload import RequestTrace, Workload, WorkloadRequest
 
 WORKLOAD = Workload((WorkloadRequest((1, 2), "a", 3), WorkloadRequest((3,), "b", 3)), concurrency=2)
@@ -68,6 +68,18 @@ def test_a_system_that_did_less_work_is_refused() -> None:
     more = Workload((*WORKLOAD.requests, WorkloadRequest((4,), "a", 3)), concurrency=2)
     with pytest.raises(ValueError, match="produced 6 tokens instead of 9"):
         row([measurement(1.0)], more)
+
+
+def test_the_tax_of_adapters_is_told_against_the_base_of_the_same_system() -> None:
+    reference = measurement(1.0)
+
+    def made(system: str, num_adapters: int, seconds: float) -> Row:
+        setting = Setting(num_adapters=num_adapters, concurrency=2, num_requests=2)
+        rounds = [measurement(seconds)]
+        return Row.summarize(system, "tiny", "float32", setting, WORKLOAD, rounds, reference)
+
+    rows = [made("ours", 16, 2.0), made("ours", 0, 1.0), made("theirs", 16, 1.0)]
+    assert lora_tax(rows) == {("ours", 16, 2): 0.5}
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 50.0), (99, 99.0), (1, 1.0)])
