@@ -82,26 +82,24 @@ class Residency:
     # Asked by the service and the engine
 
     def acquire(self, *digests: str) -> None:
-        """Adds a reference to each version and starts the loads not under way. Never blocks.
+        """Adds a reference to each version, for a request that needs all of them at once, and
+        starts the loads that are not under way. Never blocks.
 
         A failure that is still remembered is not tried again: `failure` answers at once.
         """
         with self._changed:
-            for entry in map(self._table.entry, digests):
-                entry.references += 1
+            for entry in self._table.want(digests):
                 if entry.failure is None or time.monotonic() >= entry.failure.retry_at:
                     self._table.request(entry)
 
     def release(self, *digests: str) -> None:
-        """Takes a reference to each back; ValueError if there is none. Never blocks."""
+        """Takes back the references of an `acquire`; ValueError if there are none. Never blocks."""
         with self._changed:
             for digest in digests:
                 entry = self._table.entries.get(digest)
                 if entry is None or entry.references == 0:
                     raise ValueError(f"{digest} has no reference to release")
-                entry.references -= 1
-                self._table.touch(entry)
-                self._table.let_go(entry)
+            self._table.unwant(digests)
 
     def hold(self, *digests: str) -> bool:
         """Keeps versions on the device until `drop`; all of them or, when False, none.
@@ -109,16 +107,12 @@ class Residency:
         The caller has acquired them. False while one of them is not on the device.
         """
         with self._changed:
-            held = self.is_ready(*digests)
-            for digest in digests if held else ():
-                self._table.entries[digest].holders += 1
-        return held
+            return self._table.hold(digests)
 
     def drop(self, *digests: str) -> None:
         """Ends what `hold` began; the references stay. Never blocks."""
         with self._changed:
-            for digest in digests:
-                self._table.drop(self._table.entries[digest])
+            self._table.drop(digests)
 
     def is_ready(self, *digests: str) -> bool:
         """Whether all are on the device; stays true for whoever holds them."""
@@ -195,11 +189,11 @@ class Residency:
             entry = self._table.entries.get(digest)
             return entry.references if entry else 0
 
-    def is_held(self, digest: str) -> bool:
-        """Whether requests, a pin or a load in progress hold the version."""
+    def is_wanted(self, digest: str) -> bool:
+        """Whether requests, a pin or a load in progress want the version."""
         with self._changed:
             entry = self._table.entries.get(digest)
-            return entry is not None and entry.is_held
+            return entry is not None and entry.is_wanted
 
     def total_references(self) -> int:
         """References on all versions together; 0 when no request is running or waiting."""
@@ -296,7 +290,7 @@ class Residency:
 
     def _place(self, entry: Entry) -> None:
         weights = entry.host
-        assert weights is not None  # the head of the line is never trimmed
+        assert weights is not None
         try:
             reserved = self._device.reserve(entry.digest, weights)
         except Exception as error:

@@ -9,8 +9,9 @@ freeing in between. `notify` wakes its threads and callers after a change they m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from polygraft.adapters.groups import Groups
 from polygraft.adapters.resident import Entry, Failure, Stage
 from polygraft.adapters.rotation import Rotation
 from polygraft.adapters.weights import AdapterWeights
@@ -23,13 +24,15 @@ class ResidencyTable:
         self.entries: dict[str, Entry] = {}
         self.ready: set[str] = set()  # digests on the device that may be begun with
         self.rotation = rotation
+        self.groups = Groups(rotation.clock)
         self.to_read: deque[Entry] = deque()
-        self.to_place: deque[Entry] = deque()
+        self.to_place: list[Entry] = []
         self.to_free: deque[Entry] = deque()
         self.host_used = 0
         self._host_limit = host_bytes
         self._clock = 0  # counts uses, for LRU
-        self._room = False  # something changed since the head of to_place found no room
+        self._room = False  # something changed since nobody in line found room
+        self._tried: set[Entry] = set()  # of the line, those who found no room since then
         self._notify = notify
 
     def entry(self, digest: str) -> Entry:
@@ -43,6 +46,42 @@ class ResidencyTable:
         self._clock += 1
         entry.last_used = self._clock
 
+    # What requests do
+
+    def want(self, digests: Sequence[str]) -> list[Entry]:
+        """One more request wants these versions."""
+        entries = [self.entry(digest) for digest in digests]
+        for entry in entries:
+            entry.references += 1
+        self.groups.wait(digests)
+        return entries
+
+    def unwant(self, digests: Sequence[str]) -> None:
+        """A request that does not hold these versions, or not any more, has ended."""
+        self.groups.give_up(digests)
+        for entry in [self.entries[digest] for digest in digests]:
+            entry.references -= 1
+            self.touch(entry)
+            self.let_go(entry)
+        if len(digests) > 1:
+            self._look_again()  # others may be kept together now, and these evicted
+            self._notify()
+
+    def hold(self, digests: Sequence[str]) -> bool:
+        """A request begins to compute with these versions; False if one is not ready."""
+        if not self.ready.issuperset(digests):
+            return False
+        for digest in digests:
+            self.entries[digest].holders += 1
+        self.groups.hold(digests)
+        return True
+
+    def drop(self, digests: Sequence[str]) -> None:
+        """What `hold` began has ended; the request still wants them."""
+        self.groups.wait(digests)
+        for digest in digests:
+            self._drop(self.entries[digest])
+
     def request(self, entry: Entry) -> None:
         """Starts the load of an entry that is neither on the device nor on its way."""
         if entry.on_device or entry.stage is not Stage.IDLE:
@@ -52,57 +91,55 @@ class ResidencyTable:
             entry.stage = Stage.TO_READ
             self.to_read.append(entry)
         else:
-            entry.stage = Stage.TO_PLACE
-            self.to_place.append(entry)
-            self._room = True
+            self._stand_in_line(entry)
         self._notify()
 
     def let_go(self, entry: Entry) -> None:
-        """After a hold on an entry ended: free it if that was asked, retry waiting loads."""
-        if entry.is_held:
+        """After a want of an entry ended: stop its load, or free it if that was asked."""
+        if entry.is_wanted:
             return
         if entry.unloaders and entry.on_device:
             self._start_freeing(entry)
+        elif entry.stage in (Stage.TO_READ, Stage.TO_PLACE):
+            self._become_idle(entry)
         self._forget_if_possible(entry)
         if self.to_place or entry.unloaders:
-            self._room = True
+            self._look_again()
             self._notify()
 
-    def drop(self, entry: Entry) -> None:
-        """One request less computes with an entry."""
+    def _drop(self, entry: Entry) -> None:
         entry.holders -= 1
         if entry.holders:
             return
         if entry is self.rotation.draining and not (entry.pinned or entry.waiters):
             self._start_freeing(entry)
         elif self.to_place:
-            self._room = True  # an overdue load may take its place
+            self._look_again()  # an overdue load may take its place
             self._notify()
 
     def is_absent(self, entry: Entry) -> bool:
         """Neither on the device, nor on the way there, nor wanted there."""
-        return entry.stage is Stage.IDLE and not entry.on_device and not entry.is_held
+        return entry.stage is Stage.IDLE and not entry.on_device and not entry.is_wanted
 
     # What the reader threads do next, and what came of it
 
     def next_to_read(self) -> Entry | None:
-        """The next entry to read, now READING; drops those that nobody waits for any more."""
-        while self.to_read:
-            entry = self.to_read.popleft()
-            if entry.is_held:
-                entry.stage = Stage.READING
-                return entry
-            self._become_idle(entry)
-        return None
+        """The next entry to read, now READING."""
+        if not self.to_read:
+            return None
+        entry = self.to_read.popleft()
+        entry.stage = Stage.READING
+        return entry
 
     def was_read(self, entry: Entry, weights: AdapterWeights) -> list[str]:
         """Puts an entry in line for the device; returns whose host copies were dropped."""
         entry.host = weights
+        entry.size = (weights.max_rank, weights.num_virtual_tokens)
         self.host_used += weights.nbytes
-        entry.stage = Stage.TO_PLACE
-        if entry not in self.to_place:  # a copy that was read again keeps its place in the line
-            self.to_place.append(entry)
-        self._room = True
+        if entry.is_wanted:
+            self._stand_in_line(entry)
+        else:
+            self._become_idle(entry)
         self._notify()
         return self.trim_host()
 
@@ -114,8 +151,8 @@ class ResidencyTable:
     # What the placer thread does next, and what came of it
 
     def has_work_for_placer(self) -> bool:
-        """Whether `to_free` or the head of `to_place` can be worked on now."""
-        is_time = self.rotation.seconds_to_look() == 0.0
+        """Whether `to_free` or somebody in the line can be worked on now."""
+        is_time = self.rotation.is_time_to_look
         return bool(self.to_free or (self.to_place and (self._room or is_time)))
 
     def seconds_to_work(self) -> float | None:
@@ -127,51 +164,66 @@ class ResidencyTable:
         entry = self.rotation.draining
         if entry is None:
             return None
-        is_needed = self.to_place and self.rotation.is_overdue(self.to_place[0])
+        first = self.first_in_line()
+        is_needed = first is not None and self.rotation.is_overdue(self.groups.since(first))
         if is_needed and not (entry.pinned or entry.waiters):
             return None
         self.rotation.draining = None
         self.ready.add(entry.digest)
         return entry.digest
 
+    def first_in_line(self) -> Entry | None:
+        """Who has waited longest for a place on the device."""
+        return min(self.to_place, key=self.groups.place_in_line, default=None)
+
     def next_to_place(self) -> Entry | None:
-        """The first in line if it can be placed now; drops loads that nobody waits for."""
-        self.rotation.look_at = None
-        while self.to_place:
-            entry = self.to_place[0]
-            if entry.stage is Stage.TO_PLACE and not entry.is_held:
-                self._become_idle(entry)
-                continue
-            if entry.stage is Stage.TO_PLACE and entry.host is not None:
-                return entry
-            if entry.stage is Stage.TO_PLACE:  # its copy was trimmed while it waited
-                entry.stage = Stage.TO_READ
-                self.to_read.appendleft(entry)
-                self._notify()
-            break
+        """Who is tried next: the first in line, and as long as that is not overdue those behind it
+        too, so that small loads pass large ones. It is COPYING from here on, so whoever lets go of
+        it meanwhile does not take it out of the placer's hands."""
+        if self.rotation.is_time_to_look:
+            self.rotation.look_at = None
+            self._look_again()
+        first = self.first_in_line()
+        for entry in sorted(self.to_place, key=self.groups.place_in_line):
+            if entry.stage is Stage.TO_PLACE and entry not in self._tried:
+                if entry.host is not None:
+                    entry.stage = Stage.COPYING
+                    return entry
+                if entry is first:  # its copy was trimmed while it waited
+                    entry.stage = Stage.TO_READ
+                    self.to_read.appendleft(entry)
+                    self._notify()
+            if entry is first and self.rotation.is_overdue(self.groups.since(entry)):
+                break
         self._room = False
         return None
 
     def make_room(self, load: Entry) -> None:
-        """Evicts the least recently used version that nobody wants, else, for a load that is
-        overdue, one that is wanted; else waits."""
-        unwanted = [e for e in self.entries.values() if e.on_device and not e.is_held]
+        """The load found no room. For the first in line the least recently used version goes that
+        nobody wants, else, if it is overdue, one that is wanted; else it waits."""
+        load.stage = Stage.TO_PLACE
+        if not load.is_wanted:
+            self._become_idle(load)
+            return
+        self._tried.add(load)
+        if load is not self.first_in_line():
+            return
+        unwanted = [e for e in self.entries.values() if e.on_device and not e.is_wanted]
         if unwanted:
             self._start_freeing(min(unwanted, key=lambda e: e.last_used))
             return
-        chosen = self.rotation.choose(load, self.entries.values())
+        since, kept = self.groups.since(load), self.groups.kept_from(load)
+        chosen = self.rotation.choose(load, since, self.entries.values(), kept=kept)
         if chosen is not None:
             self._start_freeing(chosen)
             return
         if self.rotation.draining is not None:
             self.ready.discard(self.rotation.draining.digest)
-        self._room = False
 
     def start_copying(self, entry: Entry) -> None:
-        """The head of the line has a place now."""
-        assert self.to_place.popleft() is entry, f"{entry.digest} was not first in line"
-        entry.stage = Stage.COPYING
-        self._room = True
+        """One of the line has a place now."""
+        self.to_place.remove(entry)
+        self._look_again()
 
     def was_copied(self, entry: Entry) -> list[str]:
         """The entry is on the device; returns whose host copies were dropped."""
@@ -188,7 +240,7 @@ class ResidencyTable:
         """Its place is free; loads it again if it has been asked for meanwhile."""
         entry.times_freed += 1
         self._become_idle(entry)
-        if entry.is_held:
+        if entry.is_wanted:
             self.request(entry)
 
     # Host copies
@@ -210,16 +262,18 @@ class ResidencyTable:
         """
         dropped: list[str] = []
         while self.host_used > self._host_limit:
-            head = self.to_place[0] if self.to_place else None
+            first = self.first_in_line()
             candidates = [
                 entry
                 for entry in self.entries.values()
-                if entry.host is not None and entry is not head and entry.stage is not Stage.COPYING
+                if entry.host is not None
+                and entry is not first
+                and entry.stage is not Stage.COPYING
             ]
             if not candidates:
                 break
             victim = min(
-                candidates, key=lambda e: (e.stage is Stage.TO_PLACE, e.is_held, e.last_used)
+                candidates, key=lambda e: (e.stage is Stage.TO_PLACE, e.is_wanted, e.last_used)
             )
             self.drop_host(victim)
             dropped.append(victim.digest)
@@ -243,6 +297,20 @@ class ResidencyTable:
                 entry.digest for entry in entries if entry.stage is stage and entry not in queue
             ]
             assert not lost, f"{lost} wait in no queue"
+            idle = [e.digest for e in entries if e.stage is stage and not e.is_wanted]
+            assert not idle, f"{idle} wait for nobody"
+
+    def _stand_in_line(self, entry: Entry) -> None:
+        entry.stage = Stage.TO_PLACE
+        if entry not in self.to_place:  # a copy that was read again keeps its place in the line
+            self.to_place.append(entry)
+        self._tried.discard(entry)
+        self._room = True
+
+    def _look_again(self) -> None:
+        """Something changed: whoever found no room may find it now."""
+        self._room = True
+        self._tried.clear()
 
     def _start_freeing(self, entry: Entry) -> None:
         assert not entry.holders, f"{entry.digest} is computed with"
@@ -255,10 +323,12 @@ class ResidencyTable:
         self._notify()
 
     def _become_idle(self, entry: Entry) -> None:
+        if entry.stage is Stage.TO_READ:
+            self.to_read.remove(entry)
         entry.stage = Stage.IDLE
         if entry in self.to_place:
             self.to_place.remove(entry)
-        self._room = True
+        self._look_again()
         self._forget_if_possible(entry)
         self._notify()
 

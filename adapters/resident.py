@@ -109,13 +109,14 @@ class Entry:
     stage: Stage = Stage.IDLE
     failure: Failure | None = None
     last_used: int = 0
+    size: tuple[int, int] = (0, 0)  # rank and virtual tokens, known once it has been read
     wanted_at: float = 0.0  # when the load was asked for, monotonic
     placed_at: float = 0.0  # when it came to the device, monotonic
     times_freed: int = 0  # how often its place on the device was given back
 
     @property
-    def is_held(self) -> bool:
-        """Whether somebody needs it on the device: not to be evicted, worth loading."""
+    def is_wanted(self) -> bool:
+        """Whether somebody needs it on the device: worth loading, and keeping if possible."""
         return self.references > 0 or self.waiters > 0 or self.pinned
 
     @property
@@ -132,7 +133,7 @@ class Entry:
     @property
     def is_forgettable(self) -> bool:
         """Whether nothing would be lost by forgetting the entry."""
-        idle = self.stage is Stage.IDLE and not self.is_held and not self.unloaders
+        idle = self.stage is Stage.IDLE and not self.is_wanted and not self.unloaders
         return idle and not self.on_device and self.host is None and self.failure is None
 
     def describe(self) -> ResidentVersion:

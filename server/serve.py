@@ -157,7 +157,7 @@ def _build(
     stack: AsyncExitStack,
 ) -> RunningServer:
     limits = _limits(config)
-    registry = Registry(store, in_use=lambda digest: residency.is_held(digest))
+    registry = Registry(store, in_use=lambda digest: residency.is_wanted(digest))
     residency = Residency(
         _reader(registry, engine, limits),
         engine.bank,

@@ -183,24 +183,60 @@ def test_pinned_versions_stay_until_they_are_unloaded(bench: Bench) -> None:
     assert bench.residency.tier("a") is Tier.STORE
 
 
-def test_a_device_full_of_referenced_versions_makes_loads_wait_in_order(bench: Bench) -> None:
+def test_a_small_load_passes_a_large_one_that_has_no_room_yet(bench: Bench) -> None:
     for name in ("a:32", "b:32"):
         bench.residency.acquire(name)
         bench.load(name)
-    for name in ("big:64", "small:16"):  # the small one came later, so it waits behind
+    for name in ("big:64", "small:16"):
         bench.residency.acquire(name)
         eventually(lambda name=name: bench.reads[name] == 1)  # type: ignore[misc]
     bench.residency.release("a:32")
-    time.sleep(0.05)
-    assert not bench.residency.is_ready("small:16")
+    eventually(lambda: bench.residency.is_ready("small:16"))
     assert not bench.residency.is_ready("big:64")
     assert bench.residency.failure("big:64") is None
+    bench.residency.release("small:16")
     bench.residency.release("b:32")
     eventually(lambda: bench.residency.is_ready("big:64"))
-    assert not bench.residency.is_ready("small:16")
     bench.residency.release("big:64")
-    eventually(lambda: bench.residency.is_ready("small:16"))
-    bench.residency.release("small:16")
+
+
+def test_nobody_passes_a_load_that_has_waited_long_enough(hasty: Bench) -> None:
+    for name in ("a:32", "b:32"):
+        hasty.residency.acquire(name)
+        hasty.load(name)
+        assert hasty.residency.hold(name)
+    for name in ("big:64", "small:16"):
+        hasty.residency.acquire(name)
+        eventually(lambda name=name: hasty.reads[name] == 1)  # type: ignore[misc]
+    for name in ("a:32", "b:32"):
+        time.sleep(0.02)
+        assert not hasty.residency.is_ready("small:16"), "half of the room is for the large one"
+        hasty.residency.drop(name)
+        hasty.residency.release(name)
+    eventually(lambda: hasty.device.copies["big:64"] > 0)
+    hasty.residency.release("big:64")
+    hasty.residency.release("small:16")
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.01])
+def test_requests_for_several_versions_get_them_in_turn_where_one_set_fits(patience: float) -> None:
+    """Without turns each would keep one version and take the other from the other for ever."""
+    bench = Bench(patience=patience)
+    sets = [("a:32", "b:32"), ("c:32", "d:32"), ("a:32", "d:32"), ("e:16", "f:32", "g:16")]
+    for names in sets:
+        bench.residency.acquire(*names)
+    waiting = list(sets)
+
+    def serve_one() -> bool:
+        served = [names for names in waiting if bench.residency.hold(*names)]
+        for names in served:
+            bench.residency.drop(*names)
+            bench.residency.release(*names)
+            waiting.remove(names)
+        return not waiting
+
+    eventually(serve_one)
+    finish(bench)
 
 
 def test_versions_that_are_only_wanted_take_turns(hasty: Bench) -> None:
@@ -209,11 +245,13 @@ def test_versions_that_are_only_wanted_take_turns(hasty: Bench) -> None:
         hasty.residency.acquire(name)
     seen: Counter[str] = Counter()
     eventually(lambda: not seen.update(hasty.residency._table.ready) and len(seen) == len(names))
-    hasty.residency.release(*names)
+    for name in names:
+        hasty.residency.release(name)
 
 
 def test_a_version_in_use_is_drained_for_a_load_that_waited_long_enough(hasty: Bench) -> None:
-    hasty.residency.acquire("a:64", "a:64")
+    hasty.residency.acquire("a:64")
+    hasty.residency.acquire("a:64")
     hasty.load("a:64")
     assert hasty.residency.hold("a:64")
     hasty.residency.acquire("b:64")
@@ -223,7 +261,8 @@ def test_a_version_in_use_is_drained_for_a_load_that_waited_long_enough(hasty: B
     hasty.residency.release("b:64")
     hasty.residency.check_integrity()
     hasty.residency.drop("a:64")
-    hasty.residency.release("a:64", "a:64")
+    hasty.residency.release("a:64")
+    hasty.residency.release("a:64")
 
 
 def test_a_version_is_not_drained_any_more_when_the_load_is_not_wanted(hasty: Bench) -> None:
@@ -249,7 +288,21 @@ def test_a_version_pinned_while_it_is_drained_stays(hasty: Bench) -> None:
     hasty.residency.load("a:64", pin=True, timeout=5)
     hasty.residency.drop("a:64")
     eventually(lambda: hasty.residency.is_ready("a:64"))
-    hasty.residency.release("a:64", "b:64")
+    hasty.residency.release("a:64")
+    hasty.residency.release("b:64")
+
+
+def test_unload_ends_a_load_that_waits_behind_others(bench: Bench) -> None:
+    bench.residency.acquire("all:64")
+    bench.load("all:64")
+    for name in ("first:64", "behind:64"):
+        bench.residency.acquire(name)
+        eventually(lambda name=name: bench.reads[name] == 1)  # type: ignore[misc]
+    bench.residency.release("behind:64")
+    bench.residency.unload("behind:64", timeout=5)
+    assert bench.residency.tier("behind:64") is Tier.STORE
+    bench.residency.release("first:64")
+    bench.residency.release("all:64")
 
 
 def test_a_waiting_load_that_nobody_wants_any_more_leaves_the_line(bench: Bench) -> None:
