@@ -21,7 +21,7 @@ PolygraftError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PolygraftError(Exception):
@@ -133,7 +133,10 @@ class Overloaded(PolygraftError):
     """A bounded queue or the adapter pool is full. `retry_after` seconds is an estimate."""
 
     reason = "QUEUE_FULL"
-    retry_after: float = 1.0
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after = 1.0 if retry_after is None else retry_after
 
 
 class Unavailable(PolygraftError):

@@ -73,6 +73,12 @@ class EngineConfig(BaseModel):
         default_factory=dict,
         description="Shares of adapters that compete inside a namespace, by full name; else 1.",
     )
+    namespace_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Part of the queue that one namespace may fill while others wait as well.",
+    )
     max_context: int | None = Field(
         None, gt=0, description="Context length to serve; unset: the model's own."
     )

@@ -30,15 +30,18 @@ from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.drain_rate import DrainRate
 from polygraft.server.engine.fairness import FairRules
 from polygraft.server.engine.kv_cache import KVCache, bytes_per_cell
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
+    FairShare,
     SequenceOutput,
 )
 from polygraft.server.engine.model_runner import ModelRunner
 from polygraft.server.engine.probe import ProbedModel, probe_model
+from polygraft.server.engine.queue_caps import QueueCaps, WaitingCount
 from polygraft.server.engine.scheduler import AdapterPort, Scheduler, SchedulerLimits
 from polygraft.server.engine.selfcheck import check_numbers, reference_logits
 from polygraft.server.engine.sequence import Sequence
@@ -85,10 +88,17 @@ class Engine:
         self._blocks = BlockPool(runner.cache.num_cells // config.block_size)
         self._intake: SimpleQueue[Sequence | str | object] = SimpleQueue()
         self._admission = Admission(
-            max_requests=config.max_queued_requests,
-            max_tokens=config.max_queued_tokens,
             vocab_size=base.geometry.vocab_size,
             context_length=self.context_length,
+        )
+        self._drain_rate = DrainRate()
+        self._queue = WaitingCount(
+            QueueCaps(
+                max_requests=config.max_queued_requests,
+                max_tokens=config.max_queued_tokens,
+                namespace_share=config.namespace_queue_share,
+            ),
+            self._drain_rate,
         )
         self._lock = threading.Lock()  # guards the two below
         self._live: dict[str, Sequence] = {}
@@ -201,7 +211,8 @@ class Engine:
         """Queue a request whose adapters the caller has acquired; on success the engine owns the
         references and releases them when the sequence ends.
 
-        Raises InvalidRequest (what can never run), Overloaded (queue full), Unavailable.
+        Raises InvalidRequest (what can never run), Overloaded (queue full), DeadlineExpired (it
+        cannot begin in time), Unavailable.
         """
         self._admission.check(request)
         sequence = Sequence(request, block_size=self.config.block_size)
@@ -210,9 +221,23 @@ class Engine:
                 raise Unavailable("the engine is not running.")
             if request.request_id in self._live:
                 raise InvalidRequest("this request id is already running.", item="request_id")
-            self._admission.enter(request)
+            self._queue.enter(request, time.monotonic())
             self._live[request.request_id] = sequence
         self._intake.put(sequence)
+
+    def reserve(
+        self, reservation: str, share: FairShare, *, num_requests: int, num_tokens: int
+    ) -> None:
+        """Room in the queue for prompts that are not tokenised yet: so many at most. It is given
+        back by `unreserve`, just before the requests themselves are submitted.
+
+        Raises Overloaded.
+        """
+        self._queue.reserve(reservation, share, num_requests=num_requests, num_tokens=num_tokens)
+
+    def unreserve(self, reservation: str) -> None:
+        """Give a reservation back. Idempotent."""
+        self._queue.leave(reservation)
 
     def abort(self, request_id: str) -> None:
         """End a request in any state. Unknown and finished ids are ignored."""
@@ -241,13 +266,14 @@ class Engine:
         return {
             "free_blocks": self._blocks.num_free,
             "live_sequences": len(self._live),
-            "queued_requests": self._admission.num_requests,
-            "queued_tokens": self._admission.num_tokens,
+            "queued_requests": self._queue.num_requests,
+            "queued_tokens": self._queue.num_tokens,
         }
 
     def check_integrity(self) -> None:
         """Raise AssertionError if blocks, rows and queues disagree. Call when idle."""
         self._scheduler.check_integrity()
+        self._queue.check_integrity()
         self.bank.check_integrity()
 
     def _rank_columns(self, digest: str) -> int:
@@ -302,6 +328,7 @@ class Engine:
             self._write_prefixes(chunks)
             batch = self._builder.build(chunks)
             outputs += commit(chunks, batch, self._runner.run(batch))
+        self._measure_queue(chunks, time.monotonic() - now)
         self._settle(chunks, outputs)
         if outputs:
             self._publish(outputs)
@@ -319,11 +346,19 @@ class Engine:
                 )
                 sequence.num_written = end
 
+    def _measure_queue(self, chunks: list[Chunk], seconds: float) -> None:
+        """What began in this step waits no more; how fast that goes is only seen under load."""
+        begun = [self._queue.num_tokens_of(chunk.sequence.id) for chunk in chunks]
+        for chunk in chunks:
+            self._queue.leave(chunk.sequence.id)
+        if chunks and self._scheduler.waiting.num_in_line:
+            num_requests = sum(tokens > 0 for tokens in begun)
+            self._drain_rate.record(seconds, num_requests=num_requests, num_tokens=sum(begun))
+
     def _settle(self, chunks: list[Chunk], outputs: list[SequenceOutput]) -> None:
         """Give back what ended sequences hold, before anybody hears of their end."""
         finite = {output.request_id for output in outputs if output.error is None}
         for chunk in chunks:
-            self._admission.leave(chunk.sequence.id)
             self._scheduler.computed(chunk.sequence, is_finite=chunk.sequence.id in finite)
         for output in outputs:
             sequence = self._live[output.request_id]
@@ -341,7 +376,7 @@ class Engine:
                 self._runner.cache.clear(sequence.cells(index * size, (index + 1) * size))
 
     def _forget(self, sequence: Sequence) -> None:
-        self._admission.leave(sequence.id)
+        self._queue.leave(sequence.id)
         with self._lock:
             del self._live[sequence.id]
         if sequence.holds_adapters:

@@ -43,6 +43,11 @@ class WaitingRoom:
         return self.lines[sequence.request.priority]
 
     @property
+    def num_in_line(self) -> int:
+        """Sequences that could be admitted."""
+        return sum(line.num_waiting for line in self.lines.values())
+
+    @property
     def num_loading(self) -> int:
         """Sequences that wait for an adapter. May be asked by any thread."""
         return sum(map(len, list(self._for_adapter.values())))
@@ -78,10 +83,11 @@ class WaitingRoom:
         """Raise AssertionError unless every sequence is in one place, and the lines are right."""
         for line in self.lines.values():
             line.check_integrity()
-        in_line = sum(line.num_waiting for line in self.lines.values())
         apart = [*self._for_adapter.values(), *self._for_sibling.values()]
         assert all(apart), "an empty place was kept"
-        assert len(self._all) == in_line + sum(map(len, apart)), "a sequence waits nowhere or twice"
+        assert len(self._all) == self.num_in_line + sum(map(len, apart)), (
+            "a sequence waits nowhere or twice"
+        )
         assert self._leave.keys() == self._all.keys()
 
     def _put(self, sequence: Sequence, leave: Callable[[Sequence], object]) -> None:

@@ -68,8 +68,6 @@ class FakeEngine:
         self.bank = FakeDevice()
         self.base = SimpleNamespace(dtype=torch.float32)
         self._admission = Admission(
-            max_requests=64,
-            max_tokens=1 << 20,
             vocab_size=VOCAB_SIZE,
             context_length=self.context_length,
         )
