@@ -22,6 +22,7 @@ from polygraft import __version__
 from polygraft.adapters.residency import Tier
 from polygraft.server.engine.messages import EngineStats
 from polygraft.server.outputs import Delivery
+from polygraft.server.queue_metrics import queue_metrics
 from polygraft.server.requests import Usage
 
 _LATENCY_BUCKETS = (
@@ -184,6 +185,7 @@ class _LiveGauges(Collector):
         yield CounterMetricFamily(
             "polygraft_preemptions", "Sequences set back to make room.", stats.preemptions
         )
+        yield from queue_metrics(stats.queue)
         for name, text, value in _engine_gauges(stats):
             yield GaugeMetricFamily(f"polygraft_{name}", text, value=value)
         resident = GaugeMetricFamily(

@@ -259,6 +259,7 @@ class Engine:
             free_pool_rows=self.bank.num_free_rows,
             step_age=None if started is None else time.monotonic() - started,
             alive=self._is_alive,
+            queue=replace(scheduler.stats(), deadlines_refused=self._queue.num_deadlines_refused),
         )
 
     def ledger(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ output of a request has `finish_reason` or `error` set; after it the engine hold
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -161,6 +162,17 @@ class SequenceOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueStats:
+    """Who waits, and what became of those who waited; counts only grow."""
+
+    in_line: Mapping[int, int] = field(default_factory=dict)  # by priority: could be admitted
+    displaced: int = 0  # gave their place to one that was served less or is of a higher class
+    cold_waits: int = 0  # times that one had to wait for an adapter
+    deadlines_refused: int = 0  # at submit: the queue was sure to take longer
+    deadlines_passed: int = 0  # while waiting
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for metrics and health; cheap to take from any thread."""
 
@@ -175,3 +187,4 @@ class EngineStats:
     free_pool_rows: int
     step_age: float | None  # seconds that the step in progress has run; None between steps
     alive: bool
+    queue: QueueStats = field(default_factory=QueueStats)

@@ -18,7 +18,7 @@ from polygraft.adapters.errors import DeadlineExpired
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST, FairRules
-from polygraft.server.engine.messages import FinishReason
+from polygraft.server.engine.messages import FinishReason, QueueStats
 from polygraft.server.engine.placement import Placement
 from polygraft.server.engine.priorities import GUARANTEED, ClassOrder
 from polygraft.server.engine.sequence import Sequence, SequenceState
@@ -77,6 +77,7 @@ class Scheduler:
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0  # for want of blocks
         self.num_displaced = 0  # for the sake of those who were served less
+        self.num_deadlines_passed = 0  # while they waited
         self._adapters = adapters
         self._classes = ClassOrder(float(limits.max_chunk))
         self._timers = Timers()
@@ -117,6 +118,7 @@ class Scheduler:
         ended = [sequence for sequence in self._ending.values() if _has_ended(sequence, now)]
         self._ending.clear()
         for sequence in ended:
+            self.num_deadlines_passed += isinstance(sequence.error, DeadlineExpired)
             self.finish(sequence)
         return ended
 
@@ -151,6 +153,16 @@ class Scheduler:
         self._charge(sequence, new * OUTPUT_COST)
         if sequence.is_prompt_computed:
             self._let_siblings_go(sequence)
+
+    def stats(self) -> QueueStats:
+        """What only the scheduler knows. May be called from any thread."""
+        lines = self.waiting.lines.items()
+        return QueueStats(
+            in_line={priority: line.num_waiting for priority, line in lines},
+            displaced=self.num_displaced,
+            cold_waits=self.waiting.num_cold_waits,
+            deadlines_passed=self.num_deadlines_passed,
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if blocks, states, queues and accounts disagree."""

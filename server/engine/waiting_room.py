@@ -17,6 +17,7 @@ class WaitingRoom:
 
     def __init__(self, rules: FairRules) -> None:
         self.lines = {priority: FairLine(rules) for priority in PRIORITIES}
+        self.num_cold_waits = 0
         self._all: dict[str, Sequence] = {}
         self._leave: dict[str, Callable[[Sequence], object]] = {}  # out of the place it is in
         self._for_adapter: dict[str, dict[str, Sequence]] = {}  # digest -> those it keeps waiting
@@ -60,6 +61,7 @@ class WaitingRoom:
 
     def wait_for_adapter(self, sequence: Sequence, digest: str) -> None:
         """It cannot be admitted before the version is on the device."""
+        self.num_cold_waits += 1
         self._wait_for(self._for_adapter, digest, sequence)
 
     def wait_for_sibling(self, sequence: Sequence, request_id: str) -> None:

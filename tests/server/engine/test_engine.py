@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from polygraft.adapters.errors import (
     AdapterInvalid,
+    DeadlineExpired,
     InvalidRequest,
     NonFinite,
     Overloaded,
@@ -247,6 +248,47 @@ def test_queue_caps_refuse_with_overloaded(tiny_base: TinyBase) -> None:
     harness.submit("e", [1] * 40)
     harness.run()
     harness.assert_clean()
+
+
+def test_deadlines_reach_the_scheduler_and_the_counts(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness(max_running=1)
+    with pytest.raises(DeadlineExpired, match="are left until the deadline"):
+        harness.submit("past", [1] * 5, deadline=time.monotonic() - 1)
+    harness.submit("first", [1] * 5, adapter="lora4")
+    harness.run_step()
+    harness.submit("late", [1] * 5, adapter="lora4", deadline=time.monotonic() + 0.05, priority=-1)
+    harness.run_step()
+    assert harness.engine.stats().queue.in_line == {-1: 1, 0: 0, 1: 0}
+    time.sleep(0.06)
+    harness.run()
+    assert isinstance(harness.answers["late"].error, DeadlineExpired)
+    assert harness.answers["late"].token_ids == []
+    assert harness.answers["first"].finish_reason is FinishReason.LENGTH
+    stats = harness.engine.stats().queue
+    assert (stats.deadlines_refused, stats.deadlines_passed) == (1, 1)
+    harness.assert_clean()
+
+
+def test_a_higher_class_displaces_a_lower_one_which_goes_on_unchanged(tiny_base: TinyBase) -> None:
+    roomy, full = tiny_base.harness(), tiny_base.harness(max_running=2)
+    prompts = random_prompts(6, vocab=VOCAB, seed=12)
+    for i, prompt in enumerate(prompts):
+        roomy.submit(str(i), prompt, adapter=KINDS[i % len(KINDS)], max_output_tokens=20)
+        full.submit(
+            str(i),
+            prompt,
+            adapter=KINDS[i % len(KINDS)],
+            max_output_tokens=20,
+            priority=-1 if i < 3 else 1,
+        )
+        full.run_step()
+        full.run_step()
+    for harness in (roomy, full):
+        harness.run()
+        harness.assert_clean()
+    assert full.engine.stats().queue.displaced > 0
+    for i in range(len(prompts)):
+        assert full.answers[str(i)].token_ids == roomy.answers[str(i)].token_ids
 
 
 def test_a_dying_engine_answers_everybody(tiny_base: TinyBase) -> None:
