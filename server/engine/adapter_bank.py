@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class AdapterBank:
         self._rows: dict[str, Rows] = {}
         self._prompts: dict[str, Tensor] = {}
         self._prefixes: dict[str, Tensor] = {}
+        self._freed: SimpleQueue[str] = SimpleQueue()
         self._virtual: dict[str, int] = {}  # rows of virtual tokens of versions that have a place
 
     @property
@@ -137,6 +139,11 @@ class AdapterBank:
             self._prompts.pop(digest, None)
             self._prefixes.pop(digest, None)
             self._virtual.pop(digest, None)
+        self._freed.put(digest)
+
+    def take_freed(self) -> list[str]:
+        """The versions that left since the last call. Engine thread only."""
+        return [self._freed.get() for _ in range(self._freed.qsize())]
 
     def rows(self, digest: str) -> Rows | None:
         """Rank rows of a resident version; None without LoRA."""

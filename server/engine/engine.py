@@ -323,6 +323,8 @@ class Engine:
     def _step(self) -> bool:
         """Schedule, run, commit, publish. False when nothing could run."""
         self._step_started = now = time.monotonic()
+        for digest in self.bank.take_freed():
+            self._blocks.unpin(digest)
         outputs = [ended(sequence) for sequence in self._scheduler.sweep(now)]
         chunks = self._scheduler.plan(now)
         if chunks:

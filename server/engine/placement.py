@@ -58,6 +58,7 @@ class Placement:
         for index in range(sequence.num_indexed, len(keys)):
             self.blocks.index(sequence.blocks[index], keys[index])
         sequence.num_indexed = len(keys)
+        self._pin_virtual(sequence, len(keys))
 
     def _share_prefix(self, sequence: Sequence) -> None:
         found: list[int] = []
@@ -66,6 +67,13 @@ class Placement:
             found = self.blocks.lookup(keys)
             self.blocks.share(found)
         sequence.skip_shared(found)
+        self._pin_virtual(sequence, len(found))
+
+    def _pin_virtual(self, sequence: Sequence, num_indexed: int) -> None:
+        """Of the indexed blocks those with virtual tokens only are needed by every request of the
+        same adapters, whoever sends it: they stay while these are on the device."""
+        count = min(sequence.num_virtual // sequence.block_size, num_indexed)
+        self.blocks.pin(sequence.blocks[:count], sequence.digests)
 
     def _allocate(self, sequence: Sequence, count: int) -> bool:
         last = sequence.blocks[-1] if sequence.blocks else None

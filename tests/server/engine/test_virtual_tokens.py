@@ -129,3 +129,52 @@ def test_scores_behind_a_prefix_equal_peft(saved: tuple[Path, dict[str, Path]]) 
         expected.append(float(logits.log_softmax(-1)[prompt[end]]))
     scored = [token.logprob for token in harness.answers["s"].prompt_logprobs]
     assert scored == pytest.approx(expected, abs=1e-4)
+
+
+SMALL = {"block_size": 4, "kv_bytes": 64 * 4 * 384, "max_context": 128}  # 64 blocks of 4 tokens
+
+
+def _num_cached(harness: Harness, name: str, prompt: list[int], adapter: str | None) -> int:
+    harness.submit(name, prompt, adapter=adapter, max_output_tokens=2)
+    harness.run()
+    return harness.answers[name].num_cached
+
+
+def _flood(harness: Harness, name: str) -> None:
+    """Other requests, one after another, that push every ordinary block out."""
+    for i, prompt in enumerate(random_prompts(8, vocab=VOCAB, seed=len(name))):
+        _num_cached(harness, f"{name} {i}", (prompt * 60)[:60], None)
+
+
+@pytest.mark.parametrize("adapter", ["soft", "prefix", "p_tuning"])
+def test_virtual_tokens_stay_in_the_cache_while_their_version_is_resident(
+    saved: tuple[Path, dict[str, Path]], adapter: str
+) -> None:
+    base, adapters = saved
+    harness = _harness(base, adapters, **SMALL)
+    full = harness.adapters.virtual[adapter] // 4 * 4
+    assert _num_cached(harness, "first", PROMPTS[0], adapter) == 0
+    assert _num_cached(harness, "ordinary", PROMPTS[1], "lora4") == 0
+    _flood(harness, "one")
+    assert _num_cached(harness, "ordinary again", PROMPTS[1], "lora4") == 0
+    assert _num_cached(harness, "another", PROMPTS[2], adapter) == full
+    _flood(harness, "two and more")
+    assert _num_cached(harness, "yet another", PROMPTS[1], adapter) == full
+    harness.engine.bank.free(adapter)
+    _flood(harness, "after it was unloaded")
+    harness.adapters.load(adapter, adapters[adapter])
+    assert _num_cached(harness, "loaded again", PROMPTS[0], adapter) == 0
+    harness.assert_clean()
+
+
+def test_virtual_tokens_make_room_when_nothing_else_can(
+    saved: tuple[Path, dict[str, Path]],
+) -> None:
+    base, adapters = saved
+    harness = _harness(base, adapters, **{**SMALL, "kv_bytes": 32 * 4 * 384})
+    _num_cached(harness, "first", PROMPTS[0], "prefix")
+    harness.submit("all", [7] * 100, max_output_tokens=28)  # needs 32 blocks
+    harness.run()
+    assert harness.engine.stats().preemptions == 0
+    assert _num_cached(harness, "again", PROMPTS[0], "prefix") == 0
+    assert harness.answers["again"].token_ids == harness.answers["first"].token_ids
