@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from polygraft.adapters import base_model
 from polygraft.adapters.fingerprint import Fingerprint, fingerprint_base, resolve_base
 from polygraft.trainer.errors import RecipeError
 
@@ -42,9 +37,10 @@ class FrozenBase:
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The tokenizer alone: enough to check data before a large base is read.
 
-    Raises InvalidRequest when the base is missing, RecipeError when no completion could end.
+    Raises InvalidRequest when the base is missing, ModelRefused when its tokenizer cannot be read,
+    RecipeError when no completion could end.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_base(name_or_path))
+    tokenizer = base_model.load_tokenizer(resolve_base(name_or_path))
     if tokenizer.eos_token_id is None:
         raise RecipeError(
             "the base's tokenizer has no end-of-sequence token, so no answer could end.",
@@ -57,7 +53,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 def read_context_length(name_or_path: str) -> int | None:
     """Positions the base has, or None where its config does not say."""
-    config = AutoConfig.from_pretrained(resolve_base(name_or_path)).get_text_config()
+    config = base_model.load_config(resolve_base(name_or_path)).get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return None if length is None else int(length)
 
@@ -65,12 +61,11 @@ def read_context_length(name_or_path: str) -> int | None:
 def load_frozen_base(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str, device: str
 ) -> FrozenBase:
-    """Load and freeze a base. Raises InvalidRequest when it is missing or not safetensors."""
+    """Load and freeze a base. Raises InvalidRequest when it is missing or not safetensors,
+    ModelRefused when it is incomplete."""
     path = resolve_base(name_or_path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=_DTYPES[dtype])
-    model.requires_grad_(False)
-    model.train(False)
+    model = base_model.load_model(path, _DTYPES[dtype])
     model.to(torch.device(device))  # type: ignore[arg-type]
     return FrozenBase(
         name=public_name(name_or_path),

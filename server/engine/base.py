@@ -15,15 +15,12 @@ import torch
 import transformers
 from torch import nn
 
+from polygraft.adapters.base_model import load_config, load_model, load_tokenizer
 from polygraft.adapters.errors import ModelRefused
 from polygraft.adapters.fingerprint import fingerprint_base, resolve_base
 from polygraft.adapters.geometry import BaseGeometry, context_length, describe_base
 from polygraft.server.engine.config import EngineConfig
-from polygraft.server.engine.refusal import (
-    refuse_config,
-    refuse_quantized,
-    refused_if_it_fails,
-)
+from polygraft.server.engine.refusal import refuse_config, refuse_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +45,7 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     directory is missing or incomplete.
     """
     path = resolve_base(str(name_or_path))
-    model_config = _load_config(path)
+    model_config = load_config(path)
     text_config = model_config.get_text_config()
     context = context_length(text_config)
     context = min(context, config.max_context) if config.max_context else context
@@ -56,8 +53,8 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
         model_config, text_config, context_length=context, step_tokens=config.max_batch_tokens
     )
     dtype = choose_dtype(config.dtype, getattr(model_config, "dtype", None))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    model = _load_model(path, model_config, dtype)
+    tokenizer = load_tokenizer(path)
+    model = _load_model(path, dtype)
     refuse_quantized(model.config)
     name = str(name_or_path) if str(name_or_path).startswith("builtin:") else path.name
     geometry = describe_base(
@@ -74,31 +71,15 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     )
 
 
-def _load_config(path: Path) -> Any:
+def _load_model(path: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """With attention that computes all that the model asks for: it is the gate's reference."""
     try:
-        return transformers.AutoConfig.from_pretrained(path)
-    except (ValueError, KeyError) as error:
-        raise ModelRefused(
-            f"transformers {transformers.__version__} does not know this model: {error}",
-            item="model_type",
-            hint="Code that comes with a checkpoint is never run.",
-        ) from error
-
-
-def _load_model(path: Path, config: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """In eval mode, with attention that computes all that the model asks for."""
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    with refused_if_it_fails(config, "loading"):
-        try:
-            model = load(path, dtype=dtype, attn_implementation="sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            # The probe decides whether the attention interface works; loading must not.
-            model = load(path, dtype=dtype, attn_implementation="eager")
-    model.train(False)
-    model.requires_grad_(False)
-    return model
+        return load_model(path, dtype, attn_implementation="sdpa")
+    except ModelRefused as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        # The probe decides whether the attention interface works; loading must not.
+        return load_model(path, dtype, attn_implementation="eager")
 
 
 def choose_dtype(wanted: str, checkpoint: torch.dtype | None) -> torch.dtype:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from polygraft.adapters.base_model import refused_if_it_fails
 from polygraft.adapters.errors import ModelRefused
 from polygraft.adapters.geometry import KVShape
 from polygraft.server.engine.base import LoadedBase, output_head
@@ -26,7 +27,6 @@ from polygraft.server.engine.interface import (
     remove_attention,
 )
 from polygraft.server.engine.masks import require_causal
-from polygraft.server.engine.refusal import refused_if_it_fails
 
 # Rows of the probe. A prime, so that no other dimension looks like it, and enough different tokens
 # that no expert of a mixture gets all of them by chance.
@@ -89,7 +89,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     install_attention(everything, record)
     try:
         model.set_attn_implementation(PROBING)
-        with refused_if_it_fails(model, "the probe"):
+        with refused_if_it_fails("the probe"):
             calls = _record_linear_calls(base)
     finally:
         remove_attention(everything)
@@ -97,7 +97,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     _require_all_layers(base, [layer.index for layer in layers])
     for layer in layers:
         window = layer.facts.window
-        with refused_if_it_fails(model, "its attention mask"):
+        with refused_if_it_fails("asking for its attention mask"):
             require_causal(
                 layer.mask, window=window, context_length=base.context_length, layer=layer.index
             )

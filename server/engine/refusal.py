@@ -1,12 +1,10 @@
-"""What is known to be wrong here from a model's configuration alone, and failures made refusals."""
+"""What is known to be wrong here from a model's configuration alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from polygraft.adapters.errors import ModelRefused, PolygraftError
+from polygraft.adapters.errors import ModelRefused
 
 # Layers that attend to keys by position. Others keep a state, or pick keys by content.
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -104,19 +102,3 @@ def refuse_quantized(config: Any) -> None:
             found=str(method or type(quantization).__name__),
             hint="Serve the checkpoint that it was made from.",
         )
-
-
-@contextmanager
-def refused_if_it_fails(model: object, doing: str) -> Iterator[None]:
-    """An exception of the model's own code becomes a ModelRefused that names it."""
-    try:
-        yield
-    except PolygraftError:
-        raise
-    except Exception as error:
-        raise ModelRefused(
-            f"{type(model).__name__} fails in {doing}: {type(error).__name__}: {error}",
-            item="architecture",
-            found=type(model).__name__,
-            hint="Serve a decoder-only model of the current transformers interface.",
-        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from polygraft.adapters.base_model import refused_if_it_fails
 from polygraft.adapters.errors import ModelRefused
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.base import LoadedBase
@@ -12,7 +13,6 @@ from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.messages import EngineRequest, Stopping
 from polygraft.server.engine.model_runner import ModelRunner
-from polygraft.server.engine.refusal import refused_if_it_fails
 from polygraft.server.engine.sequence import Sequence
 
 _NUM_TOKENS = 32
@@ -32,9 +32,16 @@ def _probe_tokens(base: LoadedBase) -> list[int]:
 def reference_logits(base: LoadedBase) -> Tensor:
     """Logits [vocab_size] after random tokens, by the unmodified model. Call before patching it."""
     ids = torch.tensor([_probe_tokens(base)])
-    with refused_if_it_fails(base.model, "a forward pass of its own"):
+    with refused_if_it_fails("a forward pass of the model's own"):
         logits: Tensor = base.model(input_ids=ids, use_cache=False).logits
-    return logits[0, -1].float()
+    last = logits[0, -1].float()
+    if not torch.isfinite(last).all():
+        raise ModelRefused(
+            "the model's own logits are NaN or Inf.",
+            item="weights",
+            hint=f"The weights are damaged, or {base.dtype} is too narrow for them.",
+        )
+    return last
 
 
 def check_numbers(
@@ -51,7 +58,7 @@ def check_numbers(
         last = sequence.num_remaining <= _CHUNK + 1
         size = 1 if sequence.num_remaining == 1 else min(_CHUNK, sequence.num_remaining - last)
         size = max(size, 1)
-        with refused_if_it_fails(base.model, "a chunked forward pass"):
+        with refused_if_it_fails("a chunked forward pass"):
             logits = runner.run(builder.build([Chunk(sequence, size)]))
         sequence.num_computed += size
     error = float((logits[0] - reference).norm() / reference.norm().clamp_min(1e-9))

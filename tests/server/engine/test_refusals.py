@@ -100,14 +100,6 @@ def test_temperature_by_row_is_refused_where_rows_are_not_positions(tmp_path: Pa
     load(with_config("llama4", **changes), tmp_path / "short", **small)
 
 
-def test_a_checkpoint_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", SERVED["llama"].build(), byte_tokenizer())
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "model_type": "llama-of-mine"}))
-    with pytest.raises(ModelRefused, match="does not know this model"):
-        Engine.load(base, EngineConfig())
-
-
 def quantized(directory: Path, **quantization: object) -> Path:
     """A base whose config says that it is quantized."""
     base = save_base(directory / "base", SERVED["llama"].build(), byte_tokenizer())
