@@ -7,7 +7,6 @@ It knows no gRPC and no text; stop strings are the front-end's business.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -31,8 +30,7 @@ from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.drain_rate import DrainRate
-from polygraft.server.engine.fairness import FairRules
-from polygraft.server.engine.kv_cache import KVCache, bytes_per_cell
+from polygraft.server.engine.kv_cache import KVCache
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
@@ -40,11 +38,18 @@ from polygraft.server.engine.messages import (
     SequenceOutput,
 )
 from polygraft.server.engine.model_runner import ModelRunner
-from polygraft.server.engine.probe import ProbedModel, probe_model
-from polygraft.server.engine.queue_caps import QueueCaps, WaitingCount
-from polygraft.server.engine.scheduler import AdapterPort, Scheduler, SchedulerLimits
+from polygraft.server.engine.probe import probe_model
+from polygraft.server.engine.queue_caps import WaitingCount
+from polygraft.server.engine.scheduler import AdapterPort, Scheduler
 from polygraft.server.engine.selfcheck import check_numbers, reference_logits
 from polygraft.server.engine.sequence import Sequence
+from polygraft.server.engine.sizing import (
+    fair_rules,
+    num_cells,
+    queue_caps,
+    scheduler_limits,
+    usable_cores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +97,7 @@ class Engine:
             context_length=self.context_length,
         )
         self._drain_rate = DrainRate()
-        self._queue = WaitingCount(
-            QueueCaps(
-                max_requests=config.max_queued_requests,
-                max_tokens=config.max_queued_tokens,
-                namespace_share=config.namespace_queue_share,
-            ),
-            self._drain_rate,
-        )
+        self._queue = WaitingCount(queue_caps(config), self._drain_rate)
         self._lock = threading.Lock()  # guards the two below
         self._live: dict[str, Sequence] = {}
         self._is_alive = False
@@ -165,25 +163,14 @@ class Engine:
 
     def attach(self, adapters: AdapterReferences, publish: Publish) -> None:
         """Say where adapters come from and where outputs go; `publish` is called once per step."""
-        limits = SchedulerLimits(
-            max_running=self.config.max_running,
-            max_batch_tokens=self.config.max_batch_tokens,
-            max_chunk=self.config.max_chunk,
-            max_step_adapters=self.config.max_step_adapters,
-            max_step_columns=self.config.max_step_columns,
-            max_skip=self.config.max_skip,
-        )
         self._adapters = adapters
         self._publish = publish
         self._scheduler = Scheduler(
-            limits,
+            scheduler_limits(self.config),
             self._blocks,
             adapters,
             prefix_cache=self.config.prefix_cache,
-            fairness=FairRules(
-                namespace_weights=self.config.namespace_weights,
-                adapter_weights=self.config.adapter_weights,
-            ),
+            fairness=fair_rules(self.config),
             columns=self._rank_columns,
         )
         with self._lock:
@@ -396,25 +383,3 @@ class Engine:
             self._forget(sequence)
         if live:
             self._publish([SequenceOutput(sequence.id, error=error) for sequence in live])
-
-
-def num_cells(config: EngineConfig, base: LoadedBase, probed: ProbedModel) -> int:
-    """KV cells within `kv_bytes`, in whole blocks; no more than all running sequences can use."""
-    block_bytes = bytes_per_cell(probed.layers, base.dtype) * config.block_size
-    per_sequence = -(-base.context_length // config.block_size)
-    blocks = min(config.kv_bytes // block_bytes, config.max_running * per_sequence)
-    if blocks < 1:
-        raise InvalidRequest(
-            f"kv_bytes = {config.kv_bytes} holds no block of {block_bytes} bytes.",
-            item="kv_bytes",
-            found=config.kv_bytes,
-            allowed=f">= {block_bytes}",
-        )
-    return int(blocks) * config.block_size
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return max(
-        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )

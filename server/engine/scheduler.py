@@ -10,7 +10,7 @@ most gives its blocks back and is computed again later (preemption by recompute)
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST, FairRules
 from polygraft.server.engine.messages import FinishReason, QueueStats
 from polygraft.server.engine.placement import Placement
-from polygraft.server.engine.priorities import GUARANTEED, ClassOrder
+from polygraft.server.engine.precedence import Precedence
+from polygraft.server.engine.priorities import ClassOrder
 from polygraft.server.engine.sequence import Sequence, SequenceState
 from polygraft.server.engine.step_plan import RunningAdapters, StepPlan
 from polygraft.server.engine.timers import Timers
@@ -79,6 +80,7 @@ class Scheduler:
         self.num_displaced = 0  # for the sake of those who were served less
         self.num_deadlines_passed = 0  # while they waited
         self._adapters = adapters
+        self._precedence = Precedence(self.waiting, max_running=limits.max_running)
         self._classes = ClassOrder(float(limits.max_chunk))
         self._timers = Timers()
         self._ending: dict[str, Sequence] = {}
@@ -237,15 +239,14 @@ class Scheduler:
         self, step: StepPlan, prompts: list[Sequence], order: list[int], now: float
     ) -> None:
         """Chunks of running prompts and of new ones, in fair order; of equals, running first."""
-        pending = deque(sorted(prompts, key=lambda s: self._rank(s, order)))
+        rank = self._precedence.rank
+        pending = deque(sorted(prompts, key=lambda sequence: rank(sequence, order)))
         may_admit = True
         while step.budget:
             # Whoever was pushed out in this step must not take the room straight back.
             may_admit = may_admit and not step.has_pushed_out
             new = self._next_in_line(order, now) if may_admit else None
-            if new is not None and (
-                not pending or self._rank(new, order) < self._rank(pending[0], order)
-            ):
+            if new is not None and (not pending or rank(new, order) < rank(pending[0], order)):
                 may_admit = self._admit(new, step, now)
             elif pending:
                 sequence = pending.popleft()
@@ -253,11 +254,6 @@ class Scheduler:
                     self._compute_chunk(sequence, step)
             else:
                 break
-
-    def _rank(self, sequence: Sequence, order: list[int]) -> tuple[int, float, float]:
-        """The smaller goes first."""
-        priority = sequence.request.priority
-        return order.index(priority), *self.waiting.lines[priority].rank(sequence)
 
     def _next_in_line(self, order: list[int], now: float) -> Sequence | None:
         """Who is to be admitted next; None if nobody can be.
@@ -298,24 +294,11 @@ class Scheduler:
             has_place = len(self.running) < self.limits.max_running
             if has_place and self.placement.admit(sequence, is_alone=is_alone):
                 return True
-            victim = self._displaced_by(sequence)
+            victim = self._precedence.displaced_by(sequence, self.running.values())
             if victim is None:
                 return False
             self.num_displaced += 1
             self._preempt(victim, step)
-
-    def _displaced_by(self, sequence: Sequence) -> Sequence | None:
-        """Whose place a waiting sequence may take: one of a lower class, as long as that keeps
-        its guaranteed part of the places, else one of its own class that was served more."""
-        lines, priority = self.waiting.lines, sequence.request.priority
-        kept = max(1, int(self.limits.max_running * GUARANTEED))
-        below = {p for p, line in lines.items() if p < priority and line.num_running > kept}
-        lower = [s for s in self.running.values() if s.request.priority in below]
-        if lower:
-            return self._most_served(lower)
-        same = (s for s in self.running.values() if s.request.priority == priority)
-        claims = lines[priority].claims(sequence, same)
-        return self._most_served(claims) if claims else None
 
     def _hold_adapters(self, sequence: Sequence) -> bool:
         """Keep its adapters on the device until it ends; False if one is not there."""
@@ -335,27 +318,13 @@ class Scheduler:
         """Blocks for `size` more positions, pushing out whoever was served most; False if that
         is the sequence itself."""
         while not self.placement.grow(sequence, sequence.num_computed + size):
-            victim = self._most_served(self.running.values())
+            victim = self._precedence.most_served(self.running.values())
             self.num_preemptions += 1
             step.has_pushed_out = True
             self._preempt(victim, step)
             if victim is sequence:
                 return False
         return True
-
-    def _most_served(self, running: Iterable[Sequence]) -> Sequence:
-        """The one to preempt: of the lowest class the account that was served most, of that the
-        one admitted last. `running` is in order of admission.
-
-        Why the class first: a sequence that displaced one of a lower class would else be pushed
-        out again for being the most served, and so on in turn.
-        """
-
-        def key(sequence: Sequence) -> tuple[int, float, float]:
-            priority = sequence.request.priority
-            return -priority, *self.waiting.lines[priority].rank(sequence)
-
-        return max(reversed(list(running)), key=key)  # of equals `max` takes the first
 
     # Accounts
 
