@@ -89,6 +89,16 @@ class AdapterBank:
             )
         return None
 
+    def fits_together(self, ranks: Iterable[int]) -> str | None:
+        """None if LoRAs of these largest ranks can be resident at the same time, else why not.
+
+        Each fits alone. Blocks are powers of two, so what fits by sum fits in the empty pool.
+        """
+        rows = sum(self._allocator.block_rows(rank) for rank in ranks if rank)
+        if rows > self._pool_rows:
+            return f"they take {rows} rank rows together, more than the pool's {self._pool_rows}"
+        return None
+
     def _virtual_rows(self, weights: AdapterWeights) -> int:
         """Rows of the hidden size that its virtual tokens take: one each, more with keys and
         values for all layers."""

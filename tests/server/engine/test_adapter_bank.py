@@ -74,6 +74,16 @@ def test_rows_of_an_evicted_version_are_zeroed_before_the_next_uses_them(
         assert not pool.bt[new.row0 + 2 : new.row0 + new.count].any()
 
 
+def test_loras_fit_together_as_long_as_their_rows_fit_the_pool(tiny_base: TinyBase) -> None:
+    bank = tiny_base.harness(pool_rows=96).engine.bank  # blocks of 64 and 32
+    assert bank.fits_together([0, 16, 17, 40]) is not None  # 16 + 32 + 64
+    for ranks in ([32, 32, 32], [16, 64, 16], [1, 33, 1]):
+        assert bank.fits_together([0, *ranks]) is None
+        for name in list(bank._rows):
+            bank.free(name)
+        assert all(bank.reserve(f"{i}", lora(bank, rank)) for i, rank in enumerate(ranks))
+
+
 def test_an_unknown_module_never_fits(tiny_base: TinyBase) -> None:
     bank = tiny_base.harness().engine.bank
     module = LoraModule(torch.ones(1, 4), torch.ones(4, 1), 1.0)
