@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polygraft.adapters.limits import AdapterLimits
-from polygraft.adapters.weights import read_adapter
+from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.engine.batch import ForwardBatch
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
@@ -40,11 +40,14 @@ class LoadedAdapters:
         self.hidden: set[str] = set()  # digests that pretend to be still loading
         self.failures: dict[str, Exception] = {}
 
-    def load(self, digest: str, directory: Path) -> None:
-        """Read a PEFT directory and put it on the device."""
+    def load(self, digest: str, directory: Path, *, poison: float | None = None) -> None:
+        """Read a PEFT directory and put it on the device. poison: a value that takes the place of
+        one in each of its tensors, as no check would let it."""
         weights = read_adapter(
             directory, self.engine.geometry, AdapterLimits(), dtype=self.engine.base.dtype
         )
+        if poison is not None:
+            _poison(weights, poison)
         assert self.engine.bank.fits(weights) is None
         assert self.engine.bank.reserve(digest, weights)
         self.engine.bank.copy(digest, weights)
@@ -74,6 +77,12 @@ class LoadedAdapters:
 
     def release(self, *digests: str) -> None:
         self.references.subtract(digests)
+
+
+def _poison(weights: AdapterWeights, value: float) -> None:
+    virtual = [t for t in (weights.prompt_embeddings, weights.prefix) if t is not None]
+    for tensor in (*virtual, *(module.lora_b for module in weights.modules.values())):
+        tensor.view(-1)[0] = value
 
 
 @dataclass

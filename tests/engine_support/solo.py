@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from tiny_models import byte_tokenizer, save_base
+from tolerances import LOGITS_FP32
 from torch import Tensor
 
 from engine_support.architectures import SERVED, VOCAB
-from engine_support.harness import Harness
+from engine_support.harness import Answer, Harness
 from engine_support.peft_adapters import (
     Generated,
     generate_alone,
@@ -49,6 +50,21 @@ class Request:
     token_ids: list[int]
     logits: Tensor  # [NUM_TOKENS, vocab_size]
 
+    def submit_to(self, harness: Harness, request_id: str) -> None:
+        """Queue it."""
+        harness.submit(request_id, self.prompt, adapter=self.adapter, max_output_tokens=NUM_TOKENS)
+
+    def assert_equal(self, answer: Answer) -> None:
+        """The answer is PEFT's own: tokens equal, every logit within the bound."""
+        assert answer.error is None, f"{self.kind}: {answer.error}"
+        assert answer.token_ids == self.token_ids, f"{self.kind}"
+        difference = (torch.stack(answer.logits) - self.logits).abs().max()
+        assert difference <= LOGITS_FP32, f"{self.kind}: {difference}"
+
+    def uses(self, adapter: str) -> bool:
+        """Whether it asks for this adapter, alone or with others."""
+        return adapter == self.kind or (isinstance(self.kind, tuple) and adapter in dict(self.kind))
+
     @property
     def adapter(self) -> str | Mapping[str, float] | None:
         """As `Harness.submit` takes it."""
@@ -64,11 +80,14 @@ class Solo:
     requests: tuple[Request, ...]
     block_bytes: int
 
-    def harness(self, **settings: object) -> Harness:
-        """An engine with all adapters on the device."""
+    def harness(
+        self, *, poisoned: str | None = None, value: float = torch.nan, **settings: object
+    ) -> Harness:
+        """An engine with all adapters on the device; in the tensors of `poisoned` stands `value`,
+        which no check would let pass."""
         harness = Harness(self.base, **settings)
         for name, directory in self.adapters.items():
-            harness.adapters.load(name, directory)
+            harness.adapters.load(name, directory, poison=value if name == poisoned else None)
         return harness
 
 

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-import torch
 from engine_support.architectures import SERVED
 from engine_support.harness import Harness
 from engine_support.peft_adapters import NUM_VIRTUAL
-from engine_support.solo import KINDS, NUM_TOKENS, Request, Solo
-from tolerances import LOGITS_FP32
+from engine_support.solo import KINDS, Solo
 
 CHUNKS = (1, 7, 64)
 ROOMS = tuple(product((True, False), (False, True)))  # prefix cache, preemption
@@ -74,7 +72,7 @@ def test_a_mixed_batch_equals_peft_alone(
     driver = Driver(harness, preempts=preempts)
     first, second = alone.requests[::2], alone.requests[1::2]
     for i, request in enumerate((*first, *second)):
-        submit(harness, str(i), request)
+        request.submit_to(harness, str(i))
         for _ in range(1 + i % 3):  # requests join while others are in prefill or decode
             driver.step()
         while i == len(first) - 1 and not harness.answers["0"].is_done:
@@ -83,23 +81,10 @@ def test_a_mixed_batch_equals_peft_alone(
         driver.step()
     harness.assert_clean()
     for i, request in enumerate((*first, *second)):
-        assert_equal(harness, str(i), request)
+        request.assert_equal(harness.answers[str(i)])
     assert bool(harness.engine.stats().cached_tokens) == prefix_cache
     if preempts:
         assert driver.preemptions.total() > 2 * len(alone.requests)
-
-
-def submit(harness: Harness, request_id: str, request: Request) -> None:
-    harness.submit(
-        request_id, request.prompt, adapter=request.adapter, max_output_tokens=NUM_TOKENS
-    )
-
-
-def assert_equal(harness: Harness, request_id: str, expected: Request) -> None:
-    answer = harness.answers[request_id]
-    assert answer.token_ids == expected.token_ids, f"{expected.kind}"
-    difference = (torch.stack(answer.logits) - expected.logits).abs().max()
-    assert difference <= LOGITS_FP32, f"{expected.kind}: {difference}"
 
 
 @pytest.mark.parametrize("architecture", SERVED)
@@ -126,6 +111,6 @@ def test_a_chunk_may_end_inside_the_virtual_tokens(chunk: int, solo: Callable[[s
     alone = solo("llama")
     request = next(request for request in alone.requests if request.kind == "soft")
     harness = alone.harness(max_chunk=chunk)
-    submit(harness, "r", request)
+    request.submit_to(harness, "r")
     harness.run()
-    assert_equal(harness, "r", request)
+    request.assert_equal(harness.answers["r"])
