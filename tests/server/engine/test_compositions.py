@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +18,18 @@ from peft import PeftModel
 from tiny_models import byte_tokenizer, save_base
 from tolerances import LOGITS_FP32
 from transformers import AutoModelForCausalLM
+
+from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.residency import Residency
+from polygraft.adapters.weights import AdapterWeights, read_adapter
+from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.engine import Engine
+from polygraft.server.engine.messages import (
+    AdapterShare,
+    EngineRequest,
+    SequenceOutput,
+    Stopping,
+)
 
 if TYPE_CHECKING:
     from conftest import TinyBase
@@ -110,3 +125,46 @@ def test_another_weight_shares_no_blocks_and_the_same_one_does(tiny_base: TinyBa
     assert cached("other weight", {"lora4": 0.8, "rslora8": 1.0}) == 0
     assert cached("one of them", {"lora4": 0.7}) == 0
     assert cached("other order", {"rslora8": 1.0, "lora4": 0.7}) == (len(prompt) - 1) // 16 * 16
+
+
+def test_sets_that_do_not_fit_beside_each_other_are_all_served(tiny_base: TinyBase) -> None:
+    """With threads and a pool of two places: nobody keeps one version and waits for the other."""
+    sets = list(combinations(("lora4", "patterns16", "rslora8"), 2)) * 3
+    plain = tiny_base.harness()
+    for i, names in enumerate(sets[:3]):
+        plain.submit(str(i), PROMPT, adapter=dict.fromkeys(names, 0.5))
+    plain.run()
+
+    config = EngineConfig(dtype="float32", threads=1, kv_bytes=1 << 22, pool_rows=32)
+    engine = Engine.load(tiny_base.base, config)
+
+    def read(digest: str) -> AdapterWeights:
+        folder = tiny_base.adapters[digest]
+        return read_adapter(folder, engine.geometry, AdapterLimits(), dtype=torch.float32)
+
+    residency = Residency(
+        read, engine.bank, host_bytes=1 << 20, on_change=engine.wake, patience=0.02
+    )
+    outputs: SimpleQueue[SequenceOutput] = SimpleQueue()
+    engine.start(residency, lambda made: [outputs.put(output) for output in made])
+    try:
+        for i, names in enumerate(sets):
+            residency.acquire(*names)
+            shares = tuple(AdapterShare(name, 0.5) for name in names)
+            request = EngineRequest(str(i), tuple(PROMPT), Stopping(8), adapters=shares)
+            engine.submit(request)
+        tokens: dict[str, list[int]] = defaultdict(list)
+        num_running = len(sets)
+        while num_running:
+            output = outputs.get(timeout=30)
+            assert output.error is None
+            tokens[output.request_id] += output.token_ids
+            num_running -= output.is_final
+        engine.check_integrity()
+        assert residency.total_references() == 0
+        residency.check_integrity()
+    finally:
+        engine.stop()
+        residency.close()
+    for i in range(len(sets)):
+        assert tokens[str(i)] == plain.answers[str(i % 3)].token_ids
