@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +23,9 @@ class PolygraftServer:
     def __init__(self, base: Path, settings: Mapping[str, str | int]) -> None:
         self._store = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-")
         self.address = f"127.0.0.1:{free_port()}"
-        command = serve_command(base, self.address, Path(self._store.name), settings)
+        self._metrics_port = free_port()
+        store = Path(self._store.name)
+        command = serve_command(base, self.address, self._metrics_port, store, settings)
         self._process = ServerProcess(command)
         try:
             self._process.wait_until(self._answers, timeout=START_TIMEOUT)
@@ -29,9 +33,30 @@ class PolygraftServer:
             self.close()
             raise
 
-    def client(self) -> Client:
-        """A new client of the server."""
-        return Client(self.address)
+    def publish(self, adapters: Mapping[str, Path], *, load: bool) -> None:
+        """Upload adapters under their names; with `load` they are then on the device, to stay."""
+        with self._client() as client:
+            for name, folder in adapters.items():
+                client.upload_adapter(folder, name, allow_unverified_base=True)
+                if load:
+                    client.load_adapter(name, pin=True)
+
+    def make_cold(self, names: Iterable[str]) -> None:
+        """Leave these adapters in the store alone: not on the device, host, or in page cache."""
+        with self._client() as client:
+            for name in names:
+                client.unload_adapter(name)
+        for path in Path(self._store.name).rglob("*"):
+            if path.is_file():
+                drop_from_page_cache(path)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of the metrics page, by name and labels as they stand there."""
+        url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
 
     def process_ids(self) -> list[int]:
         """The server's processes."""
@@ -42,8 +67,11 @@ class PolygraftServer:
         self._process.close()
         self._store.cleanup()
 
+    def _client(self) -> Client:
+        return Client(self.address)
+
     def _answers(self) -> bool:
-        with self.client() as client:
+        with self._client() as client:
             try:
                 client.model()
             except Unavailable:
@@ -62,12 +90,19 @@ class PolygraftServer:
         self.close()
 
 
+def drop_from_page_cache(path: Path) -> None:
+    """Advise the kernel to forget the file, so that the next read comes from the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # only what is written back can be dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def serve_command(
-    base: Path, address: str, store: Path, settings: Mapping[str, str | int]
+    base: Path, address: str, metrics_port: int, store: Path, settings: Mapping[str, str | int]
 ) -> list[str]:
     """The command line of the server."""
     program = str(Path(sys.executable).with_name("polygraft"))
     host, _, port = address.rpartition(":")
     command = [program, "serve", "--model", str(base), "--store", str(store)]
-    command += ["--host", host, "--port", port, "--metrics-port", "0"]
+    command += ["--host", host, "--port", port, "--metrics-port", str(metrics_port)]
     return command + [f"--set=engine.{key}={value}" for key, value in settings.items()]

@@ -10,14 +10,16 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.models import MODELS, adapter_name, prepare_model
+from benchmarks.jobs import make_job
+from benchmarks.models import MODELS, adapter_name
 from benchmarks.presets import Preset, Setting
+from benchmarks.progress import Progress
 from benchmarks.report import Measurement, Row
 from benchmarks.systems import SYSTEMS, Job
 from benchmarks.workload import BASE, Shape, Workload, make_workload
@@ -129,19 +131,19 @@ def run_benchmark(
     dtype: str,
     threads: int,
     seed: int,
-    on_progress: Callable[[str], None],
+    on_progress: Progress,
 ) -> list[Row]:
     """Measure every setting of the preset on every system; one row per system and setting.
 
     `on_progress` is called with what comes next, once per workload that is run (see `num_steps`).
     """
     on_progress(f"making {preset.model} and {preset.num_adapters} adapters")
-    base, adapters = prepare_model(preset.model, preset.num_adapters, dtype=dtype, seed=seed)
-    job = Job(
-        base=base,
-        adapters={adapter_name(index): path for index, path in enumerate(adapters)},
+    job = make_job(
+        preset.model,
+        preset.num_adapters,
         dtype=dtype,
         threads=threads,
+        seed=seed,
         max_concurrency=preset.concurrency,
         max_sequence_tokens=preset.prompt_tokens[1] + preset.output_tokens,
     )
@@ -165,7 +167,7 @@ def _measure_settings(
     workers: Workers,
     dtype: str,
     seed: int,
-    on_progress: Callable[[str], None],
+    on_progress: Progress,
 ) -> list[Row]:
     """Whole rounds of all settings: a slow spell meets settings that are compared alike."""
     workloads = {setting: setting_workload(preset, setting, seed) for setting in preset.settings}

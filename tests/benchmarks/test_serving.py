@@ -3,16 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from benchmark_support.programs import start_program
 from benchmarks.systems import SYSTEMS, missing_peer
-from house.checkout import ROOT
-
-SERVING = ROOT / "benchmarks" / "serving.py"
-
 
 OURS = [name for name, entry in SYSTEMS.items() if entry.peer is None]
 SMOKE = ("--preset", "smoke")
@@ -21,10 +17,7 @@ SMOKE = ("--preset", "smoke")
 def run_serving(
     *arguments: str | Path, environment: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SERVING), "--threads", "1", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
-    )
+    return start_program("serving.py", *arguments, environment=environment)
 
 
 @pytest.mark.slow
