@@ -170,6 +170,7 @@ class Engine:
             self._blocks,
             adapters,
             prefix_cache=self.config.prefix_cache,
+            window=self._runner.cache.window,
             fairness=fair_rules(self.config),
             columns=self._rank_columns,
         )

@@ -25,6 +25,9 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.num_cells = num_cells
+        windows = [layer.window for layer in layers]
+        # The widest if every layer has one: what lies behind it is never read again.
+        self.window = None if None in windows else max(w for w in windows if w is not None)
         self.keys = [
             lazy_zeros((layer.kv_heads, num_cells, layer.head_dim), dtype=dtype, device=device)
             for layer in layers

@@ -10,12 +10,17 @@ from polygraft.server.engine.sequence import Sequence
 
 
 class Placement:
-    """Gives blocks of the pool to sequences. Used by the engine thread only."""
+    """Gives blocks of the pool to sequences. Used by the engine thread only.
 
-    def __init__(self, blocks: BlockPool, *, prefix_cache: bool) -> None:
+    window: positions that a query sees at most, its own included, in every layer. One layer that
+    sees all needs all blocks, so a model that mixes both (gemma3) gives up none.
+    """
+
+    def __init__(self, blocks: BlockPool, *, prefix_cache: bool, window: int | None = None) -> None:
         self.blocks = blocks
         self.num_cached_tokens = 0
         self._prefix_cache = prefix_cache
+        self._window = window
 
     def admit(self, sequence: Sequence, *, is_alone: bool) -> bool:
         """Give a sequence what the prefix cache has, and blocks for all its tokens so far.
@@ -60,6 +65,20 @@ class Placement:
         sequence.num_indexed = len(keys)
         self._pin_virtual(sequence, len(keys))
 
+    def drop_unread(self, sequence: Sequence) -> None:
+        """Take back the blocks that lie fully behind the window of all positions to come.
+
+        With a prefix cache only those that were offered to it: a prefix is found from its first
+        block on, so one that is lost before would make the rest useless.
+        """
+        if self._window is None:
+            return
+        first_seen = sequence.num_computed - self._window + 1
+        count = max(0, first_seen) // sequence.block_size
+        if self._prefix_cache:
+            count = min(count, sequence.num_indexed)
+        self.blocks.free(sequence.drop_blocks(count))
+
     def _share_prefix(self, sequence: Sequence) -> None:
         found: list[int] = []
         if self._prefix_cache:
@@ -73,6 +92,8 @@ class Placement:
         """Of the indexed blocks those with virtual tokens only are needed by every request of the
         same adapters, whoever sends it: they stay while these are on the device."""
         count = min(sequence.num_virtual // sequence.block_size, num_indexed)
+        if sequence.num_dropped:
+            return  # it did so before
         self.blocks.pin(sequence.blocks[:count], sequence.digests)
 
     def _allocate(self, sequence: Sequence, count: int) -> bool:

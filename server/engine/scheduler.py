@@ -69,11 +69,12 @@ class Scheduler:
         adapters: AdapterPort,
         *,
         prefix_cache: bool,
+        window: int | None = None,
         fairness: FairRules | None = None,
         columns: Callable[[str], int] = lambda digest: 0,
     ) -> None:
         self.limits = limits
-        self.placement = Placement(blocks, prefix_cache=prefix_cache)
+        self.placement = Placement(blocks, prefix_cache=prefix_cache, window=window)
         self.waiting = WaitingRoom(fairness or FairRules())
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0  # for want of blocks
@@ -150,6 +151,7 @@ class Scheduler:
         """A step computed a chunk of the sequence. `is_finite`: and logits, which were finite."""
         if is_finite:
             self.placement.index(sequence)
+        self.placement.drop_unread(sequence)
         new = sequence.num_output - sequence.num_charged_output
         sequence.num_charged_output = sequence.num_output
         self._charge(sequence, new * OUTPUT_COST)
@@ -169,7 +171,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError if blocks, states, queues and accounts disagree."""
         running = list(self.running.values())
-        self.placement.blocks.check_integrity(Counter(b for s in running for b in s.blocks))
+        self.placement.blocks.check_integrity(Counter(b for s in running for b in s.held_blocks))
         self.waiting.check_integrity()
         self._in_step.check_integrity(running)
         assert all(s.state is SequenceState.WAITING and not s.blocks for s in self.waiting)

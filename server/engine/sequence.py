@@ -48,7 +48,8 @@ class Sequence:
             salt=request.salt,
             block_size=block_size,
         )
-        self.blocks: list[int] = []
+        self.blocks: list[int] = []  # by position; dropped ones stand for one that is held
+        self.num_dropped = 0  # of the blocks: no layer reads them any more
         self.state = SequenceState.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
@@ -152,6 +153,27 @@ class Sequence:
         new = (starts[:, None] + np.arange(self.block_size, dtype=np.int64)).reshape(-1)
         self._cells = np.concatenate([self._cells, new])
 
+    @property
+    def held_blocks(self) -> list[int]:
+        """The blocks it has a hold on, in order of positions."""
+        return self.blocks[self.num_dropped :]
+
+    def drop_blocks(self, count: int) -> list[int]:
+        """Give up the first blocks, `count` in all, but never the last; returns those given up.
+
+        Their places in the table are taken by the first block that is left, so that whoever reads
+        behind the window by mistake or under a mask reads its own, finite cells.
+        """
+        count = min(count, len(self.blocks) - 1)
+        dropped = self.blocks[self.num_dropped : count]
+        if dropped:
+            self.num_dropped = count
+            self.blocks[:count] = [self.blocks[count]] * count
+            size = self.block_size
+            self._cells[: count * size] = np.tile(self._cells[count * size :][:size], count)
+            self._is_contiguous = False
+        return dropped
+
     def skip_shared(self, blocks: list[int]) -> None:
         """Start behind shared blocks, and behind the prefix if there is one."""
         self.add_blocks(blocks)
@@ -163,7 +185,7 @@ class Sequence:
 
     def take_blocks(self) -> list[int]:
         """Give up all blocks; every position must be computed again."""
-        blocks, self.blocks = self.blocks, []
+        blocks, self.blocks, self.num_dropped = self.held_blocks, [], 0
         self._cells = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
         self.num_computed = self.num_indexed = 0

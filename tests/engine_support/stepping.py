@@ -70,6 +70,7 @@ class Stepper:
         *,
         prefix_cache: bool = True,
         seconds_per_step: float = 0.01,
+        window: int | None = None,
         fairness: FairRules | None = None,
         **limits: float,
     ) -> None:
@@ -81,10 +82,12 @@ class Stepper:
             self.blocks,
             self.adapters,
             prefix_cache=prefix_cache,
+            window=window,
             fairness=fairness,
             columns=lambda digest: 16,
         )
         self.seconds_per_step = seconds_per_step
+        self.window = window
         self.num_steps = 0
         self.tracks: dict[str, Track] = {}
         self.live: set[str] = set()
@@ -176,7 +179,7 @@ class Stepper:
         for chunk in chunks:
             sequence = chunk.sequence
             end = sequence.num_computed + chunk.num_tokens
-            assert len(sequence.cells(sequence.num_computed, end)) == chunk.num_tokens, "no cells"
+            self._check_cells(sequence, end)
             self._count_prompt(sequence, end)
             sequence.num_computed = end
             gives_token = not sequence.num_remaining and sequence.request.score_from is None
@@ -192,6 +195,14 @@ class Stepper:
             if is_final:
                 self.scheduler.finish(sequence)
                 self._forget(sequence)
+
+    def _check_cells(self, sequence: Sequence, end: int) -> None:
+        """All that the step reads and writes is the sequence's own, each position's once."""
+        first_seen = 0 if self.window is None else sequence.num_computed - self.window + 1
+        cells = sequence.cells(max(0, first_seen), end)
+        assert len(set(cells.tolist())) == end - max(0, first_seen), "a position without a cell"
+        held = set(sequence.held_blocks)
+        assert set((sequence.cells(0, end) // BLOCK).tolist()) <= held, "a stranger's cell"
 
     def _count_prompt(self, sequence: Sequence, end: int) -> None:
         track = self.tracks[sequence.id]
