@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_support.architectures import VOCAB
+from engine_support.architectures import SERVED, VOCAB
 from engine_support.harness import Answer, Harness
 from engine_support.peft_adapters import Generated, generate_alone
 from engine_support.solo import BLOCK, Solo
+from tiny_models import byte_tokenizer, save_base
 from tolerances import LOGITS_FP32
 
 from polygraft.adapters.errors import InvalidRequest
+from polygraft.kernels.attention import LONG_CONTEXT
 
 SoloFor = Callable[[str], Solo]
 
@@ -112,3 +114,42 @@ def test_scores_of_the_shortest_prompts(solo: SoloFor) -> None:
         [scored] = harness.answers[name].prompt_logprobs
         logits = expected(alone, None, [ids[:-1]], 1)[0][1][0]
         assert scored.logprob == pytest.approx(float(logits.log_softmax(-1)[ids[-1]]), abs=1e-4)
+
+
+STATIC_ROPE: dict[str, dict[str, object]] = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 256},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3", "gpt_oss"])
+def test_contexts_too_long_to_be_padded_together(architecture: str, tmp_path: Path) -> None:
+    assert_long_is_exact(architecture, tmp_path)
+
+
+@pytest.mark.parametrize("rope", STATIC_ROPE)
+def test_scaled_positions(rope: str, tmp_path: Path) -> None:
+    scaling = {"rope_type": rope, "rope_theta": 10000.0, **STATIC_ROPE[rope]}
+    assert_long_is_exact("llama", tmp_path, rope_parameters=scaling)
+
+
+def assert_long_is_exact(architecture: str, directory: Path, **changes: object) -> None:
+    """Prompts of up to 900 tokens, joining in turn, against PEFT alone."""
+    model = SERVED[architecture].build()
+    for name, value in {"max_position_embeddings": 1024, **changes}.items():
+        setattr(model.config, name, value)
+    base = save_base(directory / "base", model, byte_tokenizer())
+    harness = Harness(base, kv_bytes=1 << 25)
+    prompts = [prompt(LONG_CONTEXT + extra) for extra in (388, 1, -9)]
+    for i, ids in enumerate(prompts):
+        harness.submit(str(i), ids, max_output_tokens=12)
+        harness.run_step()
+    harness.run()
+    for i, peft in enumerate(generate_alone(base, None, prompts, 12)):
+        assert_equal(harness.answers[str(i)], peft)
