@@ -23,71 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from polygraft.protos import inputs_pb2 as polygraft_dot_protos_dot_inputs__pb2
+from polygraft.protos import model_pb2 as polygraft_dot_protos_dot_model__pb2
+from polygraft.protos import scoring_pb2 as polygraft_dot_protos_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!polygraft/protos/generation.proto\x12\x0cpolygraft.v1\x1a\x1egoogle/protobuf/duration.proto\"\xc5\x02\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x04 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x05 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x12(\n\x08sampling\x18\x06 \x01(\x0b\x32\x16.polygraft.v1.Sampling\x12(\n\x08stopping\x18\x07 \x01(\x0b\x32\x16.polygraft.v1.Stopping\x12+\n\x06output\x18\x08 \x01(\x0b\x32\x1b.polygraft.v1.OutputOptionsB\x07\n\x05input\"\x1a\n\x08TokenIds\x12\x0e\n\x06values\x18\x01 \x03(\x05\"1\n\x08Messages\x12%\n\x06values\x18\x01 \x03(\x0b\x32\x15.polygraft.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"o\n\tVariables\x12\x33\n\x06values\x18\x01 \x03(\x0b\x32#.polygraft.v1.Variables.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xb3\x01\n\x08Stopping\x12\x1e\n\x11max_output_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x02 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\x05\x12\x12\n\nignore_eos\x18\x04 \x01(\x08\x12-\n\ntime_limit\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_max_output_tokens\"4\n\rOutputOptions\x12\x10\n\x08logprobs\x18\x01 \x01(\x08\x12\x11\n\ttoken_ids\x18\x02 \x01(\x08\"x\n\x05Usage\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\x05\x12\x1b\n\x13virtual_token_count\x18\x02 \x01(\x05\x12\x1a\n\x12output_token_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x04 \x01(\x05\"M\n\rServedVersion\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xf4\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x31\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1a.polygraft.v1.FinishReason\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.polygraft.v1.Usage\x12\x34\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\xfa\x01\n\x16StreamGenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x31\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1a.polygraft.v1.FinishReason\x12\"\n\x05usage\x18\x05 \x01(\x0b\x32\x13.polygraft.v1.Usage\x12\x34\n\x0f\x61\x64\x61pter_version\x18\x06 \x01(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"G\n\x0cScoreRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.polygraft.v1.ScoreItem\"\x89\x02\n\tScoreItem\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x04 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x12\x16\n\x0c\x63ontinuation\x18\x05 \x01(\tH\x01\x12\x38\n\x16\x63ontinuation_token_ids\x18\x06 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x01\x42\x07\n\x05inputB\x08\n\x06target\"\x8a\x01\n\rScoreResponse\x12/\n\x06scores\x18\x01 \x03(\x0b\x32\x1f.polygraft.v1.ContinuationScore\x12\x34\n\x0f\x61\x64\x61pter_version\x18\x02 \x01(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x86\x01\n\x11\x43ontinuationScore\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x11\n\tis_greedy\x18\x02 \x01(\x08\x12)\n\x06tokens\x18\x03 \x03(\x0b\x32\x19.polygraft.v1.ScoredToken\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.polygraft.v1.Usage\"C\n\x0bScoredToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x11\n\tis_greedy\x18\x03 \x01(\x08\"\x97\x01\n\x0fTokenizeRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x04 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"C\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xb0\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12.\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x19.polygraft.v1.Fingerprint\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x06 \x01(\x05\x12\x13\n\x0blayer_count\x18\x07 \x01(\x05\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x15\n\reos_token_ids\x18\t \x03(\x05\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12$\n\x06limits\x18\x0b \x01(\x0b\x32\x14.polygraft.v1.Limits\x12\x16\n\x0eserver_version\x18\x0c \x01(\t\"V\n\x0b\x46ingerprint\x12\x16\n\x0eweights_sha256\x18\x01 \x01(\t\x12\x15\n\rconfig_sha256\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x03 \x01(\t\"{\n\x06Limits\x12\x1e\n\x16max_message_size_bytes\x18\x01 \x01(\x05\x12\x1e\n\x16max_adapter_size_bytes\x18\x02 \x01(\x03\x12\x10\n\x08max_rank\x18\x03 \x01(\x05\x12\x1f\n\x17max_virtual_token_count\x18\x04 \x01(\x05*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x03\x32\xd5\x03\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.polygraft.v1.GenerateRequest\x1a\x1e.polygraft.v1.GenerateResponse\x12W\n\x0eStreamGenerate\x12\x1d.polygraft.v1.GenerateRequest\x1a$.polygraft.v1.StreamGenerateResponse0\x01\x12@\n\x05Score\x12\x1a.polygraft.v1.ScoreRequest\x1a\x1b.polygraft.v1.ScoreResponse\x12I\n\x08Tokenize\x12\x1d.polygraft.v1.TokenizeRequest\x1a\x1e.polygraft.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.polygraft.v1.DetokenizeRequest\x1a .polygraft.v1.DetokenizeResponse\x12>\n\x08GetModel\x12\x1d.polygraft.v1.GetModelRequest\x1a\x13.polygraft.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!polygraft/protos/generation.proto\x12\x0cpolygraft.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dpolygraft/protos/inputs.proto\x1a\x1cpolygraft/protos/model.proto\x1a\x1epolygraft/protos/scoring.proto\"\xf5\x03\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12,\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1a.polygraft.v1.AdapterShare\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x05 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x06 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x12(\n\x08sampling\x18\x07 \x01(\x0b\x32\x16.polygraft.v1.Sampling\x12(\n\x08stopping\x18\x08 \x01(\x0b\x32\x16.polygraft.v1.Stopping\x12+\n\x06output\x18\t \x01(\x0b\x32\x1b.polygraft.v1.OutputOptions\x12,\n\nconstraint\x18\n \x01(\x0b\x32\x18.polygraft.v1.Constraint\x12(\n\x08priority\x18\x0b \x01(\x0e\x32\x16.polygraft.v1.Priority\x12\x18\n\x0bspeculation\x18\x0c \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0e\n\x0c_speculation\"\xcf\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x39\n\nlogit_bias\x18\x08 \x03(\x0b\x32%.polygraft.v1.Sampling.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x03H\x07\x88\x01\x01\x12\x0e\n\x01n\x18\n \x01(\x05H\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x04\n\x02_n\"\xe9\x01\n\x08Stopping\x12\x1e\n\x11max_output_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x11min_output_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x05\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12-\n\ntime_limit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_max_output_tokensB\x14\n\x12_min_output_tokens\"\x8e\x01\n\rOutputOptions\x12\x19\n\x0ctop_logprobs\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x03 \x01(\x08\x12\x0c\n\x04\x65\x63ho\x18\x04 \x01(\x08\x42\x0f\n\r_top_logprobsB\x12\n\x10_prompt_logprobs\"y\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.TextListH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\"d\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12#\n\x03top\x18\x04 \x03(\x0b\x32\x16.polygraft.v1.TopToken\"-\n\x08TopToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xb5\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.polygraft.v1.TokenLogprob\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.polygraft.v1.FinishReason\x12\x1a\n\x12output_token_count\x18\x06 \x01(\x05\"\xeb\x01\n\x10GenerateResponse\x12%\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x14.polygraft.v1.Choice\x12\x33\n\x0fprompt_logprobs\x18\x02 \x03(\x0b\x32\x1a.polygraft.v1.TokenLogprob\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.polygraft.v1.Usage\x12\x35\n\x10\x61\x64\x61pter_versions\x18\x04 \x03(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\xf0\x01\n\x16StreamGenerateResponse\x12$\n\x06\x63hoice\x18\x01 \x01(\x0b\x32\x14.polygraft.v1.Choice\x12\x33\n\x0fprompt_logprobs\x18\x02 \x03(\x0b\x32\x1a.polygraft.v1.TokenLogprob\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.polygraft.v1.Usage\x12\x35\n\x10\x61\x64\x61pter_versions\x18\x04 \x03(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x12\n\nrequest_id\x18\x06 \x01(\t*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x03\x32\xd5\x03\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.polygraft.v1.GenerateRequest\x1a\x1e.polygraft.v1.GenerateResponse\x12W\n\x0eStreamGenerate\x12\x1d.polygraft.v1.GenerateRequest\x1a$.polygraft.v1.StreamGenerateResponse0\x01\x12@\n\x05Score\x12\x1a.polygraft.v1.ScoreRequest\x1a\x1b.polygraft.v1.ScoreResponse\x12I\n\x08Tokenize\x12\x1d.polygraft.v1.TokenizeRequest\x1a\x1e.polygraft.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.polygraft.v1.DetokenizeRequest\x1a .polygraft.v1.DetokenizeResponse\x12>\n\x08GetModel\x12\x1d.polygraft.v1.GetModelRequest\x1a\x13.polygraft.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polygraft.protos.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VARIABLES_VALUESENTRY']._loaded_options = None
-  _globals['_VARIABLES_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=3250
-  _globals['_FINISHREASON']._serialized_end=3375
-  _globals['_GENERATEREQUEST']._serialized_start=84
-  _globals['_GENERATEREQUEST']._serialized_end=409
-  _globals['_TOKENIDS']._serialized_start=411
-  _globals['_TOKENIDS']._serialized_end=437
-  _globals['_MESSAGES']._serialized_start=439
-  _globals['_MESSAGES']._serialized_end=488
-  _globals['_MESSAGE']._serialized_start=490
-  _globals['_MESSAGE']._serialized_end=530
-  _globals['_VARIABLES']._serialized_start=532
-  _globals['_VARIABLES']._serialized_end=643
-  _globals['_VARIABLES_VALUESENTRY']._serialized_start=598
-  _globals['_VARIABLES_VALUESENTRY']._serialized_end=643
-  _globals['_SAMPLING']._serialized_start=646
-  _globals['_SAMPLING']._serialized_end=786
-  _globals['_STOPPING']._serialized_start=789
-  _globals['_STOPPING']._serialized_end=968
-  _globals['_OUTPUTOPTIONS']._serialized_start=970
-  _globals['_OUTPUTOPTIONS']._serialized_end=1022
-  _globals['_USAGE']._serialized_start=1024
-  _globals['_USAGE']._serialized_end=1144
-  _globals['_SERVEDVERSION']._serialized_start=1146
-  _globals['_SERVEDVERSION']._serialized_end=1223
-  _globals['_GENERATERESPONSE']._serialized_start=1226
-  _globals['_GENERATERESPONSE']._serialized_end=1470
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1473
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1723
-  _globals['_SCOREREQUEST']._serialized_start=1725
-  _globals['_SCOREREQUEST']._serialized_end=1796
-  _globals['_SCOREITEM']._serialized_start=1799
-  _globals['_SCOREITEM']._serialized_end=2064
-  _globals['_SCORERESPONSE']._serialized_start=2067
-  _globals['_SCORERESPONSE']._serialized_end=2205
-  _globals['_CONTINUATIONSCORE']._serialized_start=2208
-  _globals['_CONTINUATIONSCORE']._serialized_end=2342
-  _globals['_SCOREDTOKEN']._serialized_start=2344
-  _globals['_SCOREDTOKEN']._serialized_end=2411
-  _globals['_TOKENIZEREQUEST']._serialized_start=2414
-  _globals['_TOKENIZEREQUEST']._serialized_end=2565
-  _globals['_TOKENIZERESPONSE']._serialized_start=2567
-  _globals['_TOKENIZERESPONSE']._serialized_end=2604
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2606
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2673
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2675
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2709
-  _globals['_GETMODELREQUEST']._serialized_start=2711
-  _globals['_GETMODELREQUEST']._serialized_end=2728
-  _globals['_MODEL']._serialized_start=2731
-  _globals['_MODEL']._serialized_end=3035
-  _globals['_FINGERPRINT']._serialized_start=3037
-  _globals['_FINGERPRINT']._serialized_end=3123
-  _globals['_LIMITS']._serialized_start=3125
-  _globals['_LIMITS']._serialized_end=3248
-  _globals['_GENERATIONSERVICE']._serialized_start=3378
-  _globals['_GENERATIONSERVICE']._serialized_end=3847
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=2492
+  _globals['_FINISHREASON']._serialized_end=2617
+  _globals['_GENERATEREQUEST']._serialized_start=177
+  _globals['_GENERATEREQUEST']._serialized_end=678
+  _globals['_SAMPLING']._serialized_start=681
+  _globals['_SAMPLING']._serialized_end=1144
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=969
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1017
+  _globals['_STOPPING']._serialized_start=1147
+  _globals['_STOPPING']._serialized_end=1380
+  _globals['_OUTPUTOPTIONS']._serialized_start=1383
+  _globals['_OUTPUTOPTIONS']._serialized_end=1525
+  _globals['_CONSTRAINT']._serialized_start=1527
+  _globals['_CONSTRAINT']._serialized_end=1648
+  _globals['_TEXTLIST']._serialized_start=1650
+  _globals['_TEXTLIST']._serialized_end=1676
+  _globals['_TOKENLOGPROB']._serialized_start=1678
+  _globals['_TOKENLOGPROB']._serialized_end=1778
+  _globals['_TOPTOKEN']._serialized_start=1780
+  _globals['_TOPTOKEN']._serialized_end=1825
+  _globals['_CHOICE']._serialized_start=1828
+  _globals['_CHOICE']._serialized_end=2009
+  _globals['_GENERATERESPONSE']._serialized_start=2012
+  _globals['_GENERATERESPONSE']._serialized_end=2247
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=2250
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2490
+  _globals['_GENERATIONSERVICE']._serialized_start=2620
+  _globals['_GENERATIONSERVICE']._serialized_end=3089
 # @@protoc_insertion_point(module_scope)

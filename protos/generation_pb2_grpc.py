@@ -4,6 +4,8 @@ import grpc
 import warnings
 
 from polygraft.protos import generation_pb2 as polygraft_dot_protos_dot_generation__pb2
+from polygraft.protos import model_pb2 as polygraft_dot_protos_dot_model__pb2
+from polygraft.protos import scoring_pb2 as polygraft_dot_protos_dot_scoring__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -47,23 +49,23 @@ class GenerationServiceStub:
                 _registered_method=True)
         self.Score = channel.unary_unary(
                 '/polygraft.v1.GenerationService/Score',
-                request_serializer=polygraft_dot_protos_dot_generation__pb2.ScoreRequest.SerializeToString,
-                response_deserializer=polygraft_dot_protos_dot_generation__pb2.ScoreResponse.FromString,
+                request_serializer=polygraft_dot_protos_dot_scoring__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_scoring__pb2.ScoreResponse.FromString,
                 _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/polygraft.v1.GenerationService/Tokenize',
-                request_serializer=polygraft_dot_protos_dot_generation__pb2.TokenizeRequest.SerializeToString,
-                response_deserializer=polygraft_dot_protos_dot_generation__pb2.TokenizeResponse.FromString,
+                request_serializer=polygraft_dot_protos_dot_model__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_model__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
         self.Detokenize = channel.unary_unary(
                 '/polygraft.v1.GenerationService/Detokenize',
-                request_serializer=polygraft_dot_protos_dot_generation__pb2.DetokenizeRequest.SerializeToString,
-                response_deserializer=polygraft_dot_protos_dot_generation__pb2.DetokenizeResponse.FromString,
+                request_serializer=polygraft_dot_protos_dot_model__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_model__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/polygraft.v1.GenerationService/GetModel',
-                request_serializer=polygraft_dot_protos_dot_generation__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=polygraft_dot_protos_dot_generation__pb2.Model.FromString,
+                request_serializer=polygraft_dot_protos_dot_model__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_model__pb2.Model.FromString,
                 _registered_method=True)
 
 
@@ -79,8 +81,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """StreamGenerate returns the answer in pieces as tokens are made. The last message carries the
-        finish reason and the usage. Cancelling the call ends the generation.
+        """StreamGenerate returns the answer in pieces as tokens are made; the pieces of several choices
+        alternate. Cancelling the call ends the generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,23 +131,23 @@ def add_GenerationServiceServicer_to_server(servicer, server):
             ),
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
-                    request_deserializer=polygraft_dot_protos_dot_generation__pb2.ScoreRequest.FromString,
-                    response_serializer=polygraft_dot_protos_dot_generation__pb2.ScoreResponse.SerializeToString,
+                    request_deserializer=polygraft_dot_protos_dot_scoring__pb2.ScoreRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_scoring__pb2.ScoreResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
-                    request_deserializer=polygraft_dot_protos_dot_generation__pb2.TokenizeRequest.FromString,
-                    response_serializer=polygraft_dot_protos_dot_generation__pb2.TokenizeResponse.SerializeToString,
+                    request_deserializer=polygraft_dot_protos_dot_model__pb2.TokenizeRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_model__pb2.TokenizeResponse.SerializeToString,
             ),
             'Detokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Detokenize,
-                    request_deserializer=polygraft_dot_protos_dot_generation__pb2.DetokenizeRequest.FromString,
-                    response_serializer=polygraft_dot_protos_dot_generation__pb2.DetokenizeResponse.SerializeToString,
+                    request_deserializer=polygraft_dot_protos_dot_model__pb2.DetokenizeRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_model__pb2.DetokenizeResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=polygraft_dot_protos_dot_generation__pb2.GetModelRequest.FromString,
-                    response_serializer=polygraft_dot_protos_dot_generation__pb2.Model.SerializeToString,
+                    request_deserializer=polygraft_dot_protos_dot_model__pb2.GetModelRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_model__pb2.Model.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,8 +230,8 @@ class GenerationService:
             request,
             target,
             '/polygraft.v1.GenerationService/Score',
-            polygraft_dot_protos_dot_generation__pb2.ScoreRequest.SerializeToString,
-            polygraft_dot_protos_dot_generation__pb2.ScoreResponse.FromString,
+            polygraft_dot_protos_dot_scoring__pb2.ScoreRequest.SerializeToString,
+            polygraft_dot_protos_dot_scoring__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -255,8 +257,8 @@ class GenerationService:
             request,
             target,
             '/polygraft.v1.GenerationService/Tokenize',
-            polygraft_dot_protos_dot_generation__pb2.TokenizeRequest.SerializeToString,
-            polygraft_dot_protos_dot_generation__pb2.TokenizeResponse.FromString,
+            polygraft_dot_protos_dot_model__pb2.TokenizeRequest.SerializeToString,
+            polygraft_dot_protos_dot_model__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -282,8 +284,8 @@ class GenerationService:
             request,
             target,
             '/polygraft.v1.GenerationService/Detokenize',
-            polygraft_dot_protos_dot_generation__pb2.DetokenizeRequest.SerializeToString,
-            polygraft_dot_protos_dot_generation__pb2.DetokenizeResponse.FromString,
+            polygraft_dot_protos_dot_model__pb2.DetokenizeRequest.SerializeToString,
+            polygraft_dot_protos_dot_model__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -309,8 +311,8 @@ class GenerationService:
             request,
             target,
             '/polygraft.v1.GenerationService/GetModel',
-            polygraft_dot_protos_dot_generation__pb2.GetModelRequest.SerializeToString,
-            polygraft_dot_protos_dot_generation__pb2.Model.FromString,
+            polygraft_dot_protos_dot_model__pb2.GetModelRequest.SerializeToString,
+            polygraft_dot_protos_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,122 +1,107 @@
-"""One answer while it is made: tokens from the engine in, pieces of text out.
+"""An answer while it is made: the choices of one request, read from one queue.
 
 Belongs to the event loop. Starting, ending and cleaning up are `server.generation`'s business.
 """
 
 from __future__ import annotations
 
-from polygraft.adapters.errors import Unavailable
-from polygraft.adapters.registry import VersionRecord
-from polygraft.server.engine.messages import EngineRequest, FinishReason, SequenceOutput
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from polygraft.server.applied import AppliedAdapters
+from polygraft.server.choice import ChoiceReader
 from polygraft.server.metrics import GenerationTimer
 from polygraft.server.outputs import Delivery, OutputQueue
-from polygraft.server.requests import Ending, Piece, Usage
-from polygraft.server.text import IncrementalDetokenizer, StopSequenceFilter
-
-_ENDINGS = {
-    FinishReason.STOP: Ending.STOP,
-    FinishReason.LENGTH: Ending.LENGTH,
-    FinishReason.TIME_LIMIT: Ending.TIME_LIMIT,
-}
+from polygraft.server.requests import Piece, Usage
 
 
 class Answer:
-    """An asynchronous iterator over the pieces of one answer; the last one has `ending` set."""
+    """An asynchronous iterator over the pieces of all choices, as they come.
+
+    The last piece of each choice has `ending` set. `abort` ends a sequence in the engine: a choice
+    that a stop sequence has ended does not go on while the others do.
+    """
 
     def __init__(
         self,
-        job: EngineRequest,
-        version: VersionRecord | None,
+        choices: Sequence[ChoiceReader],
+        adapters: AppliedAdapters,
         queue: OutputQueue,
-        detokenizer: IncrementalDetokenizer,
-        stops: StopSequenceFilter,
-        timer: GenerationTimer,
+        abort: Callable[[str], None],
+        start_timer: Callable[[], GenerationTimer],
     ) -> None:
-        self.version = version  # None: the base alone answers
-        self.ending: Ending | None = None
-        self._job = job
+        self.adapters = adapters
+        self.choices = tuple(choices)
         self._queue = queue
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._timer = timer
-        self._num_output_tokens = 0
-        self._num_cached_tokens = 0
+        self._abort = abort
+        self._ready: deque[Piece] = deque()
+        self._readers = {choice.job.request_id: (choice, start_timer()) for choice in choices}
 
     @property
     def seed(self) -> int:
-        """The seed used, given or drawn."""
-        return self._job.sampling.seed
+        """The seed used for choice 0, given or drawn."""
+        return self.choices[0].job.sampling.seed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice has ended and was read."""
+        return not self._ready and all(choice.ending is not None for choice in self.choices)
+
+    @property
+    def usage(self) -> Usage:
+        """What it cost so far: the prompt once, the output of all choices."""
+        first = self.choices[0]
+        return Usage(
+            prompt_tokens=len(first.job.prompt_token_ids),
+            virtual_tokens=first.job.num_virtual,
+            output_tokens=sum(choice.num_output_tokens for choice in self.choices),
+            cached_tokens=first.num_cached_tokens,
+        )
 
     def __aiter__(self) -> Answer:
         return self
 
     async def __anext__(self) -> Piece:
-        """The next piece, perhaps without text. Raises the error that ended the sequence."""
-        if self.ending is not None:
-            raise StopAsyncIteration
-        return self._read(await self._queue.take())
+        """The next piece, perhaps without text. Raises the error that ended a sequence."""
+        while not self._ready:
+            if self.is_complete:
+                raise StopAsyncIteration
+            self._ready.extend(self._read(await self._queue.take()))
+        return self._ready.popleft()
 
-    async def collect(self) -> Piece:
-        """The whole answer as one piece."""
-        pieces = [piece async for piece in self]
-        return Piece(
-            text="".join(piece.text for piece in pieces),
-            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-            logprobs=tuple(value for piece in pieces for value in piece.logprobs),
-            ending=pieces[-1].ending,
-            usage=pieces[-1].usage,
-        )
+    async def collect(self) -> list[Piece]:
+        """The whole answer: one piece for each choice."""
+        pieces: list[list[Piece]] = [[] for _ in self.choices]
+        async for piece in self:
+            pieces[piece.index].append(piece)
+        return [join(parts) for parts in pieces]
 
-    def _read(self, deliveries: list[Delivery]) -> Piece:
-        token_ids: list[int] = []
-        logprobs: list[float] = []
-        text = ""
+    def _read(self, deliveries: list[Delivery]) -> list[Piece]:
+        """One piece for each choice of which something came, in order of arrival."""
+        news: dict[str, list[Piece]] = {}
         for delivery in deliveries:
-            output = delivery.output
-            if output.error is not None:
-                raise output.error
-            self._timer.record(delivery)
-            self._num_cached_tokens = output.num_cached
-            shown, count = self._show(output)
-            text += shown
-            token_ids += output.token_ids[:count]
-            logprobs += [entry.logprob for entry in output.logprobs[:count]]
-            if self.ending is not None:
-                break
-        self._num_output_tokens += len(token_ids)
-        usage = self._usage() if self.ending is not None else None
-        return Piece(text, tuple(token_ids), tuple(logprobs), self.ending, usage)
+            request_id = delivery.output.request_id
+            choice, timer = self._readers[request_id]
+            if choice.ending is None:
+                piece = choice.read(delivery.output)
+                timer.record(delivery)
+                news.setdefault(request_id, []).append(piece)
+                if choice.ending is not None and not delivery.output.is_final:
+                    self._abort(request_id)
+        return [join(pieces) for pieces in news.values()]
 
-    def _show(self, output: SequenceOutput) -> tuple[str, int]:
-        """The text of one output, and how many of its tokens belong to the answer."""
-        visible = output.token_ids
-        if output.finish_reason is FinishReason.STOP and self._is_stop_id(visible[-1]):
-            visible = visible[:-1]  # the token that ended the answer says nothing itself
-        text = ""
-        for count, token in enumerate(visible, start=1):
-            text += self._stops.push(self._detokenizer.push((token,)))
-            if self._stops.matched is not None:
-                self.ending = Ending.STOP
-                return text, count
-        if output.is_final:
-            text += self._end(output.finish_reason)
-        return text, len(output.token_ids)
 
-    def _is_stop_id(self, token_id: int) -> bool:
-        return token_id in self._job.stopping.stop_token_ids
-
-    def _end(self, reason: FinishReason | None) -> str:
-        """Note why the engine ended the sequence; returns the text held back until now."""
-        if reason not in _ENDINGS:
-            raise Unavailable("the server ended this answer.", reason="DRAINING")
-        text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        self.ending = Ending.STOP if self._stops.matched is not None else _ENDINGS[reason]
-        return text
-
-    def _usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self._job.prompt_token_ids),
-            virtual_tokens=self._job.num_virtual,
-            output_tokens=self._num_output_tokens,
-            cached_tokens=self._num_cached_tokens,
-        )
+def join(pieces: Sequence[Piece]) -> Piece:
+    """Consecutive pieces of one choice as one."""
+    last = pieces[-1]
+    if len(pieces) == 1:
+        return last
+    return Piece(
+        index=last.index,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+        prompt_logprobs=tuple(entry for piece in pieces for entry in piece.prompt_logprobs),
+        ending=last.ending,
+        output_tokens=last.output_tokens,
+    )

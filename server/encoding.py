@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.prompt import (
     PromptRecipe,
     encode_messages,
     encode_text,
     encode_variables,
 )
-from polygraft.adapters.registry import VersionRecord
+from polygraft.server.applied import AppliedAdapters
 from polygraft.server.requests import (
+    Continuation,
     Input,
     Messages,
     Prompt,
@@ -37,29 +37,29 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedItem:
-    """A context and its continuation; the tokens from `score_from` on are the continuation's."""
+class EncodedContinuation:
+    """A context and one continuation; the tokens from `score_from` on are the continuation's."""
 
     token_ids: tuple[int, ...]
     score_from: int
 
 
 class PromptEncoder:
-    """Encodes the inputs of requests for an adapter version, None being the base alone."""
+    """Encodes the inputs of requests for the adapters that apply."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, value: Input, version: VersionRecord | None) -> EncodedPrompt:
+    def encode(self, value: Input, adapters: AppliedAdapters) -> EncodedPrompt:
         """Raises InvalidRequest."""
-        recipe = _recipe_of(version) if isinstance(value, Variables) else None
-        return EncodedPrompt(tuple(self._token_ids(value, version)), recipe)
+        recipe = adapters.recipe() if isinstance(value, Variables) else None
+        return EncodedPrompt(tuple(self._token_ids(value, adapters)), recipe)
 
     def encode_items(
-        self, items: Sequence[ScoreItem], version: VersionRecord | None
-    ) -> list[EncodedItem]:
-        """One for each item. Raises InvalidRequest."""
-        return [self._encode_item(item, version) for item in items]
+        self, items: Sequence[ScoreItem], adapters: AppliedAdapters
+    ) -> list[list[EncodedContinuation]]:
+        """One for each continuation of each item. Raises InvalidRequest."""
+        return [self._encode_item(item, adapters) for item in items]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids."""
@@ -71,19 +71,24 @@ class PromptEncoder:
         assert isinstance(text, str)
         return text
 
-    def _encode_item(self, item: ScoreItem, version: VersionRecord | None) -> EncodedItem:
-        context = self._token_ids(item.context, version)
-        if not isinstance(item.continuation, str):
-            return EncodedItem((*context, *item.continuation), len(context))
-        if not isinstance(item.context, Prompt):
-            tail = self._tokenizer.encode(item.continuation, add_special_tokens=False)
-            return EncodedItem((*context, *tail), len(context))
+    def _encode_item(self, item: ScoreItem, adapters: AppliedAdapters) -> list[EncodedContinuation]:
+        context = self._token_ids(item.context, adapters)
+        return [self._follow(item.context, context, text) for text in item.continuations]
+
+    def _follow(
+        self, value: Input, context: Sequence[int], continuation: Continuation
+    ) -> EncodedContinuation:
+        if not isinstance(continuation, str):
+            return EncodedContinuation((*context, *continuation), len(context))
+        if not isinstance(value, Prompt):
+            tail = self._tokenizer.encode(continuation, add_special_tokens=False)
+            return EncodedContinuation((*context, *tail), len(context))
         # Why together: most tokenizers join a continuation's first characters to what stands
         # before them, and the model has seen only such texts.
-        whole = encode_text(item.context.text + item.continuation, self._tokenizer)
-        return EncodedItem(tuple(whole), _common_length(context, whole))
+        whole = encode_text(value.text + continuation, self._tokenizer)
+        return EncodedContinuation(tuple(whole), _common_length(context, whole))
 
-    def _token_ids(self, value: Input, version: VersionRecord | None) -> Sequence[int]:
+    def _token_ids(self, value: Input, adapters: AppliedAdapters) -> Sequence[int]:
         match value:
             case Prompt(text):
                 return encode_text(text, self._tokenizer)
@@ -92,20 +97,7 @@ class PromptEncoder:
             case Messages(messages):
                 return encode_messages(messages, self._tokenizer)
             case Variables(variables):
-                return encode_variables(_recipe_of(version), variables, self._tokenizer)
-
-
-def _recipe_of(version: VersionRecord | None) -> PromptRecipe:
-    recipe = version.manifest.prompt if version else None
-    if recipe is None:
-        name = f"version {version.number} of {version.adapter_name!r}" if version else "the base"
-        raise InvalidRequest(
-            f"{name} carries no prompt recipe for variables to fill.",
-            reason="NO_RECIPE",
-            item="variables",
-            hint="Send a prompt, messages or token ids.",
-        )
-    return recipe
+                return encode_variables(adapters.recipe(), variables, self._tokenizer)
 
 
 def _common_length(context: Sequence[int], whole: Sequence[int]) -> int:

@@ -15,19 +15,21 @@ from functools import partial
 from typing import TypeVar
 
 from polygraft.adapters.errors import DeadlineExpired, Overloaded, Unavailable
-from polygraft.adapters.registry import Registry, VersionRecord
+from polygraft.adapters.registry import Registry
 from polygraft.server.answer import Answer
+from polygraft.server.applied import AppliedAdapters, resolve_adapters
+from polygraft.server.choice import ChoiceReader
 from polygraft.server.encoding import PromptEncoder
 from polygraft.server.engine.messages import EngineRequest, SequenceOutput
 from polygraft.server.engine_port import EnginePort, References
 from polygraft.server.metrics import Metrics
 from polygraft.server.outputs import OutputQueue, OutputRouter
-from polygraft.server.planning import Planner, stop_sequences
+from polygraft.server.planning import Caller, Planner, stop_sequences
 from polygraft.server.requests import (
+    AdapterSelection,
     ContinuationScore,
     GenerateRequest,
     Input,
-    ScoredToken,
     ScoreRequest,
     Usage,
 )
@@ -84,59 +86,56 @@ class TextGeneration:
 
         `deadline` is on the monotonic clock; DeadlineExpired is raised inside the block then.
         """
-        arrived_at = time.monotonic()
+        caller = Caller(request_id, time.monotonic(), deadline)
         self._admit()
         self._validator.check_generate(request)
         async with until(deadline):
-            version = self._resolve(request.adapter)
-            prompt = await self._prepare(self._encoder.encode, request.input, version)
-            job = self._planner.plan_generation(
-                request, prompt, version, request_id=request_id, arrived_at=arrived_at
-            )
-            with self._running([job]) as [queue]:
-                answer = Answer(
-                    job,
-                    version,
-                    queue,
-                    IncrementalDetokenizer(self._decoder),
-                    StopSequenceFilter(stop_sequences(request.stopping, prompt.recipe)),
-                    self._metrics.start_generation(arrived_at),
-                )
+            adapters = resolve_adapters(request.adapters, self._registry)
+            prompt = await self._prepare(self._encoder.encode, request.input, adapters)
+            detokenizer = IncrementalDetokenizer(self._decoder)
+            echo = ""
+            if request.output.echo:
+                echo = await self._prepare(detokenizer.read, prompt.token_ids)
+            jobs = self._planner.plan_generation(request, prompt, adapters, caller)
+            stops = stop_sequences(request.stopping, prompt.recipe)
+            choices = [
+                ChoiceReader(index, job, detokenizer.fork(), StopSequenceFilter(stops), echo)
+                for index, job in enumerate(jobs)
+            ]
+            with self._running(jobs) as queue:
+                start_timer = partial(self._metrics.start_generation, caller.arrived_at)
+                answer = Answer(choices, adapters, queue, self._engine.abort, start_timer)
                 with self._counted(answer):
                     yield answer
 
     async def score(
         self, request: ScoreRequest, request_id: str, *, deadline: float | None = None
-    ) -> tuple[VersionRecord | None, list[ContinuationScore]]:
-        """The version that scored, and one score for each item in the same order."""
+    ) -> tuple[AppliedAdapters, list[list[ContinuationScore]]]:
+        """The versions that scored, and the scores of each item's continuations in their order."""
+        caller = Caller(request_id, time.monotonic(), deadline)
         self._admit()
         self._validator.check_score(request)
         async with until(deadline):
-            version = self._resolve(request.adapter)
-            items = await self._prepare(self._encoder.encode_items, request.items, version)
-            jobs = self._planner.plan_scoring(items, version, request_id=request_id)
-            with self._running(jobs) as queues:
-                pairs = zip(jobs, queues, strict=True)
-                return version, [await _collect_scores(job, queue) for job, queue in pairs]
+            adapters = resolve_adapters(request.adapters, self._registry)
+            items = await self._prepare(self._encoder.encode_items, request.items, adapters)
+            jobs = self._planner.plan_scoring(items, adapters, caller, request.priority)
+            with self._running([job for group in jobs for job in group]) as queue:
+                scores = await _collect_scores(queue, jobs)
+                return adapters, [[scores[job.request_id] for job in group] for group in jobs]
 
-    async def tokenize(self, adapter: str, value: Input) -> tuple[int, ...]:
+    async def tokenize(self, value: Input, adapters: AdapterSelection) -> tuple[int, ...]:
         """The token ids that `begin` would submit."""
         self._admit()
-        self._validator.check_reference(adapter)
-        self._validator.check_input(value, base_only=not adapter)
-        prompt = await self._prepare(self._encoder.encode, value, self._resolve(adapter))
-        return prompt.token_ids
+        self._validator.check_tokenize(value, adapters)
+        applied = resolve_adapters(adapters, self._registry)
+        return (await self._prepare(self._encoder.encode, value, applied)).token_ids
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids."""
         self._admit()
-        self._validator.check_token_ids("token_ids", token_ids)
+        self._validator.check_detokenize(token_ids)
         decode = partial(self._encoder.decode, skip_special_tokens=skip_special_tokens)
         return await self._prepare(decode, token_ids)
-
-    def _resolve(self, adapter: str) -> VersionRecord | None:
-        """The version a reference names now; None for "". Raises AdapterNotFound."""
-        return self._registry.resolve(adapter) if adapter else None
 
     def _admit(self) -> None:
         if self._num_preparing >= self._max_preparing:
@@ -156,17 +155,20 @@ class TextGeneration:
             self._num_preparing -= 1
 
     @contextmanager
-    def _running(self, jobs: Sequence[EngineRequest]) -> Iterator[list[OutputQueue]]:
+    def _running(self, jobs: Sequence[EngineRequest]) -> Iterator[OutputQueue]:
         """Submit jobs, all or none; at the end nothing of them is left, here or in the engine."""
+        ids = [job.request_id for job in jobs]
+        queue = self._router.open(*ids)
         try:
-            yield [self._submit(job) for job in jobs]
-        finally:
             for job in jobs:
-                self._router.close(job.request_id)
-                self._engine.abort(job.request_id)
+                self._submit(job)
+            yield queue
+        finally:
+            for request_id in ids:
+                self._router.close(request_id)
+                self._engine.abort(request_id)
 
-    def _submit(self, job: EngineRequest) -> OutputQueue:
-        queue = self._router.open(job.request_id)
+    def _submit(self, job: EngineRequest) -> None:
         self._adapters.acquire(*job.digests)
         try:
             self._engine.submit(job)
@@ -174,20 +176,20 @@ class TextGeneration:
             self._adapters.release(*job.digests)
             raise
         self._metrics.count_prompt(Usage(len(job.prompt_token_ids), job.num_virtual))
-        return queue
 
     @contextmanager
     def _counted(self, answer: Answer) -> Iterator[None]:
-        kind = answer.version.manifest.kind if answer.version else "base"
-        ending = "error"
+        otherwise = "error"
         try:
             yield
-            ending = answer.ending.value if answer.ending else "cancelled"
+            otherwise = "cancelled"
         except (asyncio.CancelledError, GeneratorExit, DeadlineExpired):
-            ending = "cancelled"
+            otherwise = "cancelled"
             raise
         finally:
-            self._metrics.count_answer(kind, ending)
+            for choice in answer.choices:
+                ending = choice.ending.value if choice.ending else otherwise
+                self._metrics.count_answer(answer.adapters.kind, ending)
 
 
 @asynccontextmanager
@@ -203,21 +205,27 @@ async def until(deadline: float | None) -> AsyncIterator[None]:
         raise DeadlineExpired("the deadline passed; the request was ended.") from error
 
 
-async def _collect_scores(job: EngineRequest, queue: OutputQueue) -> ContinuationScore:
-    outputs: list[SequenceOutput] = []
-    while not (outputs and outputs[-1].is_final):
-        outputs += [delivery.output for delivery in await queue.take()]
-    last = outputs[-1]
-    if last.error is not None:
-        raise last.error
+async def _collect_scores(
+    queue: OutputQueue, jobs: Sequence[Sequence[EngineRequest]]
+) -> dict[str, ContinuationScore]:
+    """The score of every job, by request id. Raises the error that ended one of them."""
+    waiting = {job.request_id: job for group in jobs for job in group}
+    scores = {}
+    while waiting:
+        for output in (delivery.output for delivery in await queue.take()):
+            if output.is_final:
+                job = waiting.pop(output.request_id)
+                scores[output.request_id] = _score_of(job, output)
+    return scores
+
+
+def _score_of(job: EngineRequest, output: SequenceOutput) -> ContinuationScore:
+    if output.error is not None:
+        raise output.error
     assert job.score_from is not None
-    targets = job.prompt_token_ids[job.score_from :]
-    if len(last.prompt_logprobs) != len(targets):
+    if len(output.prompt_logprobs) != len(job.prompt_token_ids) - job.score_from:
         raise Unavailable("the server ended this request.", reason="DRAINING")
     return ContinuationScore(
-        tokens=tuple(
-            ScoredToken(scored.token_id, scored.logprob, is_greedy=scored.rank == 1)
-            for scored in last.prompt_logprobs
-        ),
-        usage=Usage(len(job.prompt_token_ids), job.num_virtual, cached_tokens=last.num_cached),
+        tokens=output.prompt_logprobs,
+        usage=Usage(len(job.prompt_token_ids), job.num_virtual, cached_tokens=output.num_cached),
     )

@@ -35,7 +35,7 @@ _TOKEN_BUCKETS = (
 )
 _LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-ADAPTER_KINDS = ("base", "lora", "soft_prompt", "prefix")
+ADAPTER_KINDS = ("base", "lora", "soft_prompt", "prefix", "composition")
 FINISH_REASONS = ("stop", "length", "time_limit", "cancelled", "error")
 
 

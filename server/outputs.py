@@ -33,7 +33,7 @@ class Delivery:
 
 
 class OutputQueue:
-    """Outputs of one request that nobody has taken yet. Belongs to the event loop."""
+    """Outputs of one or more sequences that nobody has taken yet. Belongs to the event loop."""
 
     def __init__(self, max_pending_tokens: int) -> None:
         self._max_pending_tokens = max_pending_tokens
@@ -77,7 +77,7 @@ class OutputQueue:
 
 
 class OutputRouter:
-    """Hands the engine's outputs to the queues of their requests."""
+    """Hands the engine's outputs to the queues of their sequences."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, *, max_pending_tokens: int = MAX_PENDING_TOKENS
@@ -87,7 +87,7 @@ class OutputRouter:
         self._queues: dict[str, OutputQueue] = {}
 
     def __len__(self) -> int:
-        """The number of open queues."""
+        """The number of sequences with an open queue."""
         return len(self._queues)
 
     def publish(self, outputs: list[SequenceOutput]) -> None:
@@ -96,14 +96,14 @@ class OutputRouter:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, outputs, time.monotonic())
 
-    def open(self, request_id: str) -> OutputQueue:
-        """The queue of a request; open it before the request is submitted."""
+    def open(self, *request_ids: str) -> OutputQueue:
+        """One queue for the outputs of all these; open it before they are submitted."""
         queue = OutputQueue(self._max_pending_tokens)
-        self._queues[request_id] = queue
+        self._queues.update(dict.fromkeys(request_ids, queue))
         return queue
 
     def close(self, request_id: str) -> None:
-        """Forget a request; outputs that still come for it are dropped."""
+        """Forget a sequence; outputs that still come for it are dropped."""
         self._queues.pop(request_id, None)
 
     def fail_all(self, error: Exception) -> None:

@@ -1,19 +1,36 @@
-"""From an encoded request to what the engine runs: defaults, recipe, stop tokens, seed."""
+"""From an encoded request to what the engine runs: defaults, recipe, stop tokens, seeds."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.prompt import PromptRecipe
-from polygraft.adapters.registry import VersionRecord
-from polygraft.server.encoding import EncodedItem, EncodedPrompt
-from polygraft.server.engine.messages import AdapterShare, EngineRequest, Sampling, Stopping
-from polygraft.server.requests import GenerateRequest, SamplingOptions, StoppingOptions
+from polygraft.server.applied import AppliedAdapters
+from polygraft.server.encoding import EncodedContinuation, EncodedPrompt
+from polygraft.server.engine.constraint import CompiledConstraint
+from polygraft.server.engine.messages import EngineRequest, Sampling, Stopping
+from polygraft.server.requests import (
+    GenerateRequest,
+    Priority,
+    SamplingOptions,
+    StoppingOptions,
+)
 
 DEFAULT_MAX_OUTPUT_TOKENS = 256
 _SEED_BITS = 53  # a drawn seed survives a JSON number
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What of the call itself the engine must know. Times are on the monotonic clock."""
+
+    request_id: str
+    arrived_at: float
+    deadline: float | None = None
 
 
 class Planner:
@@ -27,51 +44,126 @@ class Planner:
         self,
         request: GenerateRequest,
         prompt: EncodedPrompt,
-        version: VersionRecord | None,
-        *,
-        request_id: str,
-        arrived_at: float,
+        adapters: AppliedAdapters,
+        caller: Caller,
+        constraint: CompiledConstraint | None = None,
+    ) -> list[EngineRequest]:
+        """One engine request for each choice. Raises InvalidRequest."""
+        sampling = _sampling(request.sampling, prompt.recipe)
+        first = EngineRequest(
+            request_id=f"{caller.request_id}.0",
+            prompt_token_ids=prompt.token_ids,
+            stopping=self._stopping(request.stopping, prompt, adapters, caller.arrived_at),
+            sampling=sampling,
+            adapters=adapters.shares,
+            num_virtual=adapters.num_virtual_tokens,
+            num_prefix=adapters.num_prefix_tokens,
+            salt=adapters.salt,
+            top_logprobs=request.output.top_logprobs,
+            prompt_logprobs=request.output.prompt_logprobs,
+            constraint=constraint,
+            speculation=request.speculation,
+            share=adapters.fair_share,
+            priority=request.priority.value,
+            deadline=caller.deadline,
+        )
+        others = (
+            replace(
+                first,
+                request_id=f"{caller.request_id}.{index}",
+                sampling=replace(sampling, seed=(sampling.seed + index) % (1 << _SEED_BITS)),
+                prompt_logprobs=None,
+                after=first.request_id,
+            )
+            for index in range(1, request.sampling.n or 1)
+        )
+        return [first, *others]
+
+    def plan_scoring(
+        self,
+        items: Sequence[Sequence[EncodedContinuation]],
+        adapters: AppliedAdapters,
+        caller: Caller,
+        priority: Priority,
+    ) -> list[list[EngineRequest]]:
+        """One engine request for each continuation of each item; the first of an item computes the
+        context for the others. Raises InvalidRequest for one that is empty or too long.
+        """
+        shared = EngineRequest(
+            request_id=caller.request_id,
+            prompt_token_ids=(),
+            stopping=Stopping(max_output_tokens=0),
+            adapters=adapters.shares,
+            num_virtual=adapters.num_virtual_tokens,
+            num_prefix=adapters.num_prefix_tokens,
+            salt=adapters.salt,
+            share=adapters.fair_share,
+            priority=priority.value,
+            deadline=caller.deadline,
+        )
+        return [
+            [
+                self._score_job(shared, item, index, encoded)
+                for index, encoded in enumerate(continuations)
+            ]
+            for item, continuations in enumerate(items)
+        ]
+
+    def _score_job(
+        self, shared: EngineRequest, item: int, index: int, encoded: EncodedContinuation
     ) -> EngineRequest:
-        """`arrived_at` on the monotonic clock; the time limit counts from it."""
-        stopping, recipe = request.stopping, prompt.recipe
-        stop_ids = set(stopping.stop_token_ids).union(recipe.stop_token_ids if recipe else ())
+        """The job of `items[item].continuations[index]`."""
+        place = f"items[{item}].continuations[{index}]"
+        num_tokens = shared.num_virtual + len(encoded.token_ids)
+        if not 0 < encoded.score_from < len(encoded.token_ids):
+            what = "context" if encoded.score_from == 0 else "continuation"
+            raise InvalidRequest(
+                f"the {what} has no tokens; scoring needs at least one before and one to score.",
+                reason="EMPTY_PROMPT",
+                item=place,
+            )
+        if num_tokens > self._context_length:
+            raise InvalidRequest(
+                f"context and continuation make {num_tokens} tokens, more than the context of "
+                f"{self._context_length}.",
+                reason="PROMPT_TOO_LONG",
+                item=place,
+                found=num_tokens,
+                allowed=self._context_length,
+                hint="Shorten it.",
+            )
+        return replace(
+            shared,
+            request_id=f"{shared.request_id}.{item}.{index}",
+            prompt_token_ids=encoded.token_ids,
+            score_from=encoded.score_from,
+            after=f"{shared.request_id}.{item}.0" if index else None,
+        )
+
+    def _stopping(
+        self,
+        stopping: StoppingOptions,
+        prompt: EncodedPrompt,
+        adapters: AppliedAdapters,
+        arrived_at: float,
+    ) -> Stopping:
+        stop_ids = set(stopping.stop_token_ids)
+        stop_ids.update(prompt.recipe.stop_token_ids if prompt.recipe else ())
         if not stopping.ignore_eos:
             stop_ids |= self._eos_token_ids
         time_limit = stopping.time_limit
         if time_limit is not None:
             time_limit = max(0.0, arrived_at + time_limit - time.monotonic())
-        num_virtual = _num_virtual_tokens(version)
-        return EngineRequest(
-            request_id=request_id,
-            prompt_token_ids=prompt.token_ids,
-            stopping=Stopping(
-                max_output_tokens=self._max_output_tokens(stopping, prompt, num_virtual),
-                stop_token_ids=frozenset(stop_ids),
-                time_limit=time_limit,
-            ),
-            sampling=_sampling(request.sampling, recipe),
-            adapters=_adapters(version),
-            num_virtual=num_virtual,
-            num_prefix=_num_prefix_tokens(version),
-            top_logprobs=0 if request.logprobs else None,
-        )
-
-    def plan_scoring(
-        self, items: list[EncodedItem], version: VersionRecord | None, *, request_id: str
-    ) -> list[EngineRequest]:
-        """One engine request per item. Raises InvalidRequest for an empty side of an item."""
-        return [
-            EngineRequest(
-                request_id=f"{request_id}.{index}",
-                prompt_token_ids=item.token_ids,
-                stopping=Stopping(max_output_tokens=0),
-                adapters=_adapters(version),
-                num_virtual=_num_virtual_tokens(version),
-                num_prefix=_num_prefix_tokens(version),
-                score_from=_checked_start(index, item),
+        most = self._max_output_tokens(stopping, prompt, adapters.num_virtual_tokens)
+        least = stopping.min_output_tokens or 0
+        if least > most:
+            raise InvalidRequest(
+                f"{least} output tokens at least and {most} at most contradict each other.",
+                item="stopping.min_output_tokens",
+                found=least,
+                allowed=f"0 to {most}",
             )
-            for index, item in enumerate(items)
-        ]
+        return Stopping(most, frozenset(stop_ids), time_limit, least)
 
     def _max_output_tokens(
         self, stopping: StoppingOptions, prompt: EncodedPrompt, num_virtual: int
@@ -90,37 +182,21 @@ def stop_sequences(stopping: StoppingOptions, recipe: PromptRecipe | None) -> tu
     return stopping.stop_sequences + (recipe.stop_sequences if recipe else ())
 
 
-def _adapters(version: VersionRecord | None) -> tuple[AdapterShare, ...]:
-    return (AdapterShare(version.digest),) if version else ()
-
-
-def _num_virtual_tokens(version: VersionRecord | None) -> int:
-    return version.manifest.format.virtual_token_count if version else 0
-
-
-def _num_prefix_tokens(version: VersionRecord | None) -> int:
-    is_prefix = version is not None and version.manifest.kind == "prefix"
-    return _num_virtual_tokens(version) if is_prefix else 0
-
-
 def _sampling(options: SamplingOptions, recipe: PromptRecipe | None) -> Sampling:
-    temperature = options.temperature
-    if temperature is None and recipe is not None and recipe.defaults.temperature is not None:
-        temperature = float(recipe.defaults.temperature)
+    """What was given; for the rest the recipe's temperature and the engine's defaults."""
+    given = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+    }
+    if options.temperature is None and recipe is not None and recipe.defaults.temperature:
+        given["temperature"] = float(recipe.defaults.temperature)
     return Sampling(
-        temperature=temperature or 0.0,
-        top_p=1.0 if options.top_p is None else options.top_p,
-        top_k=options.top_k or 0,
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        logit_bias=tuple(sorted(options.logit_bias.items())),
         seed=secrets.randbits(_SEED_BITS) if options.seed is None else options.seed,
     )
-
-
-def _checked_start(index: int, item: EncodedItem) -> int:
-    if not 0 < item.score_from < len(item.token_ids):
-        what = "context" if item.score_from == 0 else "continuation"
-        raise InvalidRequest(
-            f"the {what} has no tokens; scoring needs at least one before and one to score.",
-            reason="EMPTY_PROMPT",
-            item=f"items[{index}]",
-        )
-    return item.score_from

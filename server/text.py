@@ -7,6 +7,7 @@ class serves one answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -16,6 +17,8 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # A character has at most four bytes, so four tokens after the last whole character complete it,
 # or nothing will.
 _MAX_HELD_TOKENS = 4
+
+_READ_TOKENS = 64  # of a text that is there already, at a time
 
 
 class TokenDecoder:
@@ -48,6 +51,17 @@ class IncrementalDetokenizer:
         self._window: list[int] = []  # the tokens of the last piece, then those not given out
         self._num_context = 0  # how many of the window's tokens are of the last piece
         self._num_shown = 0  # characters of the window's text that were given out
+
+    def fork(self) -> IncrementalDetokenizer:
+        """Another one at the same place of the same text."""
+        twin = copy(self)
+        twin._window = list(self._window)
+        return twin
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """`push` for many tokens at once, with a window that stays small."""
+        starts = range(0, len(token_ids), _READ_TOKENS)
+        return "".join(self.push(token_ids[start : start + _READ_TOKENS]) for start in starts)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; "" while a character is incomplete."""

@@ -87,7 +87,7 @@ async def test_both_clients_give_the_same(service: Service, tmp_path: Path) -> N
     service.publish("both", tmp_path / "a", recipe=DSUM_RECIPE)
     options: GenerateOptions = {
         "seed": 7,
-        "logprobs": True,
+        "top_logprobs": 0,
         "return_token_ids": True,
         "stop": ["!"],
     }
@@ -144,7 +144,7 @@ def test_the_synchronous_client_manages_adapters(client: Client, tmp_path: Path)
 
 
 def test_a_stream_gives_pieces_and_then_the_whole(service: Service, client: Client) -> None:
-    stream = client.stream("Hi", logprobs=True, return_token_ids=True)
+    stream = client.stream("Hi", top_logprobs=0, return_token_ids=True)
     assert stream.generation is None
     pieces = list(stream)
     whole = stream.generation

@@ -6,14 +6,14 @@ import asyncio
 
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.protos import generation_pb2 as pb
-from polygraft.protos import generation_pb2_grpc
+from polygraft.protos import generation_pb2_grpc, model_pb2, scoring_pb2
 from polygraft.server.answer import Answer
 from polygraft.server.engine_port import EnginePort
 from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc import generation_messages as messages
+from polygraft.server.grpc import generation_requests as requests
 from polygraft.server.grpc.boundary import Context, current_request_id, deadline_of
 from polygraft.server.outputs import SlowReader
-from polygraft.server.requests import Piece
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -37,64 +37,75 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """The whole answer."""
-        parsed = messages.read_generate(request)
+        parsed = requests.read_generate(request)
         request_id, deadline = current_request_id(), deadline_of(context)
+        with_ids = request.output.token_ids
         async with self._generation.begin(parsed, request_id, deadline=deadline) as answer:
-            whole = await answer.collect()
+            pieces = await answer.collect()
         return pb.GenerateResponse(
-            text=whole.text,
-            token_ids=whole.token_ids if request.output.token_ids else (),
-            logprobs=whole.logprobs,
-            finish_reason=messages.write_finish_reason(whole.ending),
-            usage=messages.write_usage(whole.usage),
-            adapter_version=messages.write_version(answer.version),
+            choices=[messages.write_choice(piece, with_token_ids=with_ids) for piece in pieces],
+            prompt_logprobs=messages.write_logprobs(pieces[0].prompt_logprobs),
+            usage=messages.write_usage(answer.usage),
+            adapter_versions=messages.write_versions(answer.adapters),
             seed=answer.seed,
             request_id=request_id,
         )
 
     async def StreamGenerate(self, request: pb.GenerateRequest, context: Context) -> None:
         """The answer in pieces; those with nothing to show are not sent."""
-        parsed = messages.read_generate(request)
-        shows_tokens = request.output.token_ids or request.output.logprobs
+        parsed = requests.read_generate(request)
+        with_ids = request.output.token_ids
+        shows_tokens = with_ids or request.output.HasField("top_logprobs")
         request_id, deadline = current_request_id(), deadline_of(context)
         async with self._generation.begin(parsed, request_id, deadline=deadline) as answer:
             is_first = True
             async for piece in answer:
-                if piece.text or shows_tokens or piece.ending is not None:
-                    message = _write_piece(piece, request.output.token_ids)
-                    if is_first or piece.ending is not None:
-                        _add_facts(message, answer, request_id)
-                    await self._write(message, context)
-                    is_first = False
+                if not (piece.text or shows_tokens or piece.ending or piece.prompt_logprobs):
+                    continue
+                message = pb.StreamGenerateResponse(
+                    choice=messages.write_choice(piece, with_token_ids=with_ids),
+                    prompt_logprobs=messages.write_logprobs(piece.prompt_logprobs),
+                )
+                if is_first or answer.is_complete:
+                    _add_facts(message, answer, request_id)
+                if answer.is_complete:
+                    message.usage.CopyFrom(messages.write_usage(answer.usage))
+                await self._write(message, context)
+                is_first = False
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+    async def Score(
+        self, request: scoring_pb2.ScoreRequest, context: Context
+    ) -> scoring_pb2.ScoreResponse:
         """Log-probabilities of continuations."""
-        parsed = messages.read_score(request)
+        parsed = requests.read_score(request)
         request_id, deadline = current_request_id(), deadline_of(context)
-        version, scores = await self._generation.score(parsed, request_id, deadline=deadline)
-        return pb.ScoreResponse(
-            scores=[messages.write_score(score) for score in scores],
-            adapter_version=messages.write_version(version),
+        adapters, scores = await self._generation.score(parsed, request_id, deadline=deadline)
+        return scoring_pb2.ScoreResponse(
+            items=messages.write_scores(scores),
+            adapter_versions=messages.write_versions(adapters),
             request_id=request_id,
         )
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+    async def Tokenize(
+        self, request: model_pb2.TokenizeRequest, context: Context
+    ) -> model_pb2.TokenizeResponse:
         """Token ids of an input."""
-        parsed = messages.read_input(request)
-        return pb.TokenizeResponse(
-            token_ids=await self._generation.tokenize(request.adapter, parsed)
-        )
+        value, adapters = requests.read_input(request), requests.read_adapters(request)
+        token_ids = await self._generation.tokenize(value, adapters)
+        return model_pb2.TokenizeResponse(token_ids=token_ids)
 
     async def Detokenize(
-        self, request: pb.DetokenizeRequest, context: Context
-    ) -> pb.DetokenizeResponse:
+        self, request: model_pb2.DetokenizeRequest, context: Context
+    ) -> model_pb2.DetokenizeResponse:
         """Text of token ids."""
         text = await self._generation.detokenize(
             request.token_ids, skip_special_tokens=request.skip_special_tokens
         )
-        return pb.DetokenizeResponse(text=text)
+        return model_pb2.DetokenizeResponse(text=text)
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:
+    async def GetModel(
+        self, request: model_pb2.GetModelRequest, context: Context
+    ) -> model_pb2.Model:
         """The base's facts."""
         return self._model
 
@@ -110,19 +121,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             ) from error
 
 
-def _write_piece(piece: Piece, with_token_ids: bool) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        text=piece.text,
-        token_ids=piece.token_ids if with_token_ids else (),
-        logprobs=piece.logprobs,
-        finish_reason=messages.write_finish_reason(piece.ending),
-        usage=messages.write_usage(piece.usage),
-    )
-
-
 def _add_facts(message: pb.StreamGenerateResponse, answer: Answer, request_id: str) -> None:
-    version = messages.write_version(answer.version)
-    if version is not None:
-        message.adapter_version.CopyFrom(version)
+    message.adapter_versions.extend(messages.write_versions(answer.adapters))
     message.seed = answer.seed
     message.request_id = request_id

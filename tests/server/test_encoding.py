@@ -7,8 +7,11 @@ from server_support.tokenizers import byte_fallback, byte_level
 from tiny_models import BOS, byte_tokenizer
 
 from polygraft.adapters.errors import InvalidRequest
+from polygraft.server.applied import AppliedAdapters
 from polygraft.server.encoding import PromptEncoder
 from polygraft.server.requests import Messages, Prompt, ScoreItem, TokenIds, Variables
+
+BASE_ALONE = AppliedAdapters()
 
 
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])
@@ -26,7 +29,8 @@ def test_context_and_continuation_are_tokenised_as_one_text(
     make: object, context: str, continuation: str
 ) -> None:
     tokenizer = make()  # type: ignore[operator]
-    [item] = PromptEncoder(tokenizer).encode_items([ScoreItem(Prompt(context), continuation)], None)
+    asked = ScoreItem(Prompt(context), (continuation,))
+    [[item]] = PromptEncoder(tokenizer).encode_items([asked], BASE_ALONE)
     assert list(item.token_ids) == tokenizer.encode(context + continuation)
     assert item.score_from < len(item.token_ids), "the continuation has a token"
     whole = tokenizer.encode(context)
@@ -36,14 +40,16 @@ def test_context_and_continuation_are_tokenised_as_one_text(
 def test_after_token_ids_a_continuation_is_tokenised_alone() -> None:
     tokenizer = byte_tokenizer()
     encoder = PromptEncoder(tokenizer)
-    [item] = encoder.encode_items([ScoreItem(TokenIds((BOS, 5)), "ab")], None)
-    assert item.token_ids == (BOS, 5, *tokenizer.encode("ab"))
-    assert item.score_from == 2
+    asked = ScoreItem(TokenIds((BOS, 5)), ("ab", (7,)))
+    [[text, tokens]] = encoder.encode_items([asked], BASE_ALONE)
+    assert text.token_ids == (BOS, 5, *tokenizer.encode("ab"))
+    assert tokens.token_ids == (BOS, 5, 7)
+    assert text.score_from == tokens.score_from == 2
 
 
 def test_variables_without_a_recipe_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        PromptEncoder(byte_tokenizer()).encode(Variables({"a": "b"}), None)
+        PromptEncoder(byte_tokenizer()).encode(Variables({"a": "b"}), BASE_ALONE)
     assert caught.value.code == "NO_RECIPE"
 
 
@@ -51,5 +57,5 @@ def test_messages_without_a_chat_template_are_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(InvalidRequest) as caught:
-        PromptEncoder(tokenizer).encode(Messages(({"role": "user", "content": "x"},)), None)
+        PromptEncoder(tokenizer).encode(Messages(({"role": "user", "content": "x"},)), BASE_ALONE)
     assert caught.value.code == "NO_CHAT_TEMPLATE"

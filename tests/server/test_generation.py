@@ -39,13 +39,14 @@ async def collect(service: Service, prompt: str, **options: object) -> tuple[lis
 
 
 async def test_a_whole_answer_says_what_it_cost_and_why_it_ended(service: Service) -> None:
-    answer = await service.client.generate("Hi", return_token_ids=True, logprobs=True)
+    answer = await service.client.generate("Hi", return_token_ids=True, top_logprobs=0)
     assert answer.text == "Hello, wörld! 😀"
     assert answer.finish_reason == "stop"
     assert (answer.usage.prompt_tokens, answer.usage.cached_tokens) == (2, 1)
     assert answer.usage.output_tokens == len(answer.text.encode()) + 1
     assert answer.token_ids[-1] == EOS
-    assert answer.logprobs == (-0.5,) * answer.usage.output_tokens
+    assert [entry.token_id for entry in answer.logprobs] == list(answer.token_ids)
+    assert {entry.logprob for entry in answer.logprobs} == {-0.5}
     assert answer.version is None
     assert len(answer.request_id) == 32
 
@@ -53,9 +54,8 @@ async def test_a_whole_answer_says_what_it_cost_and_why_it_ended(service: Servic
 async def test_a_stream_has_whole_characters_and_adds_up_to_the_answer(service: Service) -> None:
     pieces, answer = await collect(service, "Hi")
     assert "".join(pieces) == answer.text == service.engine.reply
-    assert "ö" in pieces
-    assert "😀" in pieces
-    assert len(pieces) >= len(service.engine.reply)
+    assert len(pieces) > 1
+    assert "\ufffd" not in "".join(pieces)
 
 
 async def test_tokens_and_logprobs_are_sent_only_when_asked_for(service: Service) -> None:

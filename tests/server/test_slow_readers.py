@@ -45,7 +45,7 @@ async def test_a_stalled_stream_is_cut_off_and_others_go_on(tmp_path: Path) -> N
                 pb.GenerateRequest(
                     prompt="Hi",
                     stopping=pb.Stopping(max_output_tokens=900_000),
-                    output=pb.OutputOptions(logprobs=True, token_ids=True),
+                    output=pb.OutputOptions(top_logprobs=0, token_ids=True),
                 )
             )
             await call.read()

@@ -9,6 +9,7 @@ import pytest
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.server.requests import (
+    AdapterSelection,
     GenerateRequest,
     Messages,
     Prompt,
@@ -35,7 +36,7 @@ def request(**changes: Any) -> GenerateRequest:
         *(("temperature", value) for value in (-0.1, 10.1, math.nan, math.inf, -math.inf, -0.0)),
         *(("top_p", value) for value in (0.0, -0.0, -1.0, 1.01, math.nan, math.inf)),
         *(("top_k", value) for value in (-1, -(2**31))),
-        *(("seed", value) for value in (-1, -(2**63))),
+        *(("seed", value) for value in (-1, -(2**63), 2**53)),
     ],
 )
 def test_sampling_out_of_range_is_refused(field: str, value: float) -> None:
@@ -51,7 +52,7 @@ def test_sampling_out_of_range_is_refused(field: str, value: float) -> None:
     [
         SamplingOptions(),
         SamplingOptions(temperature=0.0, top_p=1.0, top_k=0, seed=0),
-        SamplingOptions(temperature=10.0, top_p=1e-6, top_k=2**31 - 1, seed=2**63 - 1),
+        SamplingOptions(temperature=10.0, top_p=1e-6, top_k=2**31 - 1, seed=2**53 - 1),
     ],
 )
 def test_sampling_at_the_limits_is_taken(sampling: SamplingOptions) -> None:
@@ -104,7 +105,7 @@ def test_stopping_at_the_limits_is_taken() -> None:
 )
 def test_inputs_over_the_limits_are_refused(value: Any, item: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        VALIDATOR.check_generate(request(input=value, adapter="a"))
+        VALIDATOR.check_generate(request(input=value, adapters=AdapterSelection("a")))
     assert caught.value.item == item
 
 
@@ -116,19 +117,29 @@ def test_variables_need_an_adapter() -> None:
 
 def test_a_reference_has_a_length() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        VALIDATOR.check_generate(request(adapter="x" * 257))
+        VALIDATOR.check_generate(request(adapters=AdapterSelection("x" * 257)))
     assert caught.value.item == "adapter"
+
+
+def item(context: Any, *continuations: Any) -> ScoreItem:
+    return ScoreItem(context, continuations)
+
+
+GOOD = item(Prompt("a"), "b")
 
 
 @pytest.mark.parametrize(
     ("items", "place"),
     [
         ((), "items"),
-        ((ScoreItem(Prompt("a"), "b"),) * 257, "items"),
-        ((ScoreItem(Prompt("a"), "b"), ScoreItem(Prompt("a"), "")), "items[1].continuation"),
-        ((ScoreItem(Prompt("a"), ()),), "items[0].continuation"),
-        ((ScoreItem(TokenIds((VOCAB_SIZE,)), "b"),), "items[0].token_ids"),
-        ((ScoreItem(Prompt("a"), (VOCAB_SIZE,)),), "items[0].continuation_token_ids"),
+        ((GOOD,) * 257, "items"),
+        ((item(Prompt("a"), *"b" * 200),) * 2, "items"),
+        ((item(Prompt("a" * (1 << 15)), *"b" * 200),), "items"),
+        ((GOOD, item(Prompt("a"))), "items[1].continuations"),
+        ((GOOD, item(Prompt("a"), "b", "")), "items[1].continuations[1]"),
+        ((item(Prompt("a"), ()),), "items[0].continuations[0]"),
+        ((item(TokenIds((VOCAB_SIZE,)), "b"),), "items[0].token_ids"),
+        ((item(Prompt("a"), (VOCAB_SIZE,)),), "items[0].continuations[0].token_ids"),
     ],
 )
 def test_score_items_are_refused_by_their_place(items: tuple[ScoreItem, ...], place: str) -> None:

@@ -32,20 +32,19 @@ from polygraft.adapters.errors import (
     UploadCorrupt,
 )
 from polygraft.client.aio import AsyncClient, AsyncStream
-from polygraft.client.options import GenerateOptions, ScoreItem
-from polygraft.client.results import (
-    Adapter,
-    AdapterVersion,
-    Alias,
+from polygraft.client.answers import (
+    Choice,
     Generation,
-    Model,
     Piece,
     Score,
     ScoredToken,
     ServedVersion,
-    Upload,
+    TokenLogprob,
+    TopToken,
     Usage,
 )
+from polygraft.client.options import GenerateOptions, ScoreItem
+from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.sync import Client, Stream
 
@@ -62,6 +61,7 @@ __all__ = [
     "AliasConflict",
     "AsyncClient",
     "AsyncStream",
+    "Choice",
     "Client",
     "DeadlineExpired",
     "GenerateOptions",
@@ -79,6 +79,8 @@ __all__ = [
     "ScoredToken",
     "ServedVersion",
     "Stream",
+    "TokenLogprob",
+    "TopToken",
     "Unavailable",
     "Upload",
     "UploadCorrupt",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -10,16 +10,19 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from polygraft.client.answers import Generation, Score
 from polygraft.client.options import (
     GenerateOptions,
+    PriorityName,
     ScoreItem,
     TextOptions,
+    write_adapters,
     write_generate,
     write_input,
     write_score,
 )
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Generation, Model, Score
-from polygraft.protos import adapters_pb2, generation_pb2
+from polygraft.client.results import Adapter, AdapterVersion, Alias, Model
+from polygraft.protos import adapters_pb2, generation_pb2, model_pb2
 
 T = TypeVar("T")
 
@@ -60,21 +63,34 @@ def generate(prompt: str | None, options: GenerateOptions) -> Call[Generation]:
     return Call("Generate", request, Generation.read, options.get("timeout"))
 
 
-def score(items: Sequence[ScoreItem], adapter: str, timeout: float | None) -> Call[list[Score]]:
+def score(
+    items: Sequence[ScoreItem],
+    adapter: str,
+    adapters: Mapping[str, float] | None,
+    priority: PriorityName | None,
+    timeout: float | None,
+) -> Call[list[Score]]:
     """Log-likelihoods of continuations."""
-    return Call("Score", write_score(items, adapter), Score.read_all, timeout)
+    request = write_score(items, adapter, adapters, priority)
+    return Call("Score", request, Score.read_all, timeout)
 
 
-def tokenize(prompt: str | None, adapter: str, options: TextOptions) -> Call[list[int]]:
+def tokenize(
+    prompt: str | None,
+    adapter: str,
+    adapters: Mapping[str, float] | None,
+    options: TextOptions,
+) -> Call[list[int]]:
     """Token ids of an input."""
     given = write_input(prompt, options)
-    request = generation_pb2.TokenizeRequest(adapter=adapter, **given)
+    shares = write_adapters(adapters)
+    request = model_pb2.TokenizeRequest(adapter=adapter, adapters=shares, **given)
     return Call("Tokenize", request, lambda response: list(response.token_ids))
 
 
 def detokenize(token_ids: Sequence[int], skip_special_tokens: bool) -> Call[str]:
     """Text of token ids."""
-    request = generation_pb2.DetokenizeRequest(
+    request = model_pb2.DetokenizeRequest(
         token_ids=token_ids, skip_special_tokens=skip_special_tokens
     )
     return Call("Detokenize", request, lambda response: str(response.text))
@@ -82,7 +98,7 @@ def detokenize(token_ids: Sequence[int], skip_special_tokens: bool) -> Call[str]
 
 def model() -> Call[Model]:
     """The base's facts."""
-    return Call("GetModel", generation_pb2.GetModelRequest(), Model.read)
+    return Call("GetModel", model_pb2.GetModelRequest(), Model.read)
 
 
 def get_adapter(reference: str) -> Call[Adapter]:

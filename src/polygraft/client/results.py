@@ -1,4 +1,4 @@
-"""What a client gets: plain, frozen data. Reads the messages of the wire contract."""
+"""What a client is told of models and adapters: plain, frozen data. Reads the wire contract."""
 
 from __future__ import annotations
 
@@ -7,150 +7,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from polygraft.protos import adapters_pb2, generation_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of one request."""
-
-    prompt_tokens: int
-    virtual_tokens: int
-    output_tokens: int
-    cached_tokens: int  # of the virtual and prompt positions
-
-    @classmethod
-    def read(cls, message: generation_pb2.Usage) -> Usage:
-        """From the wire."""
-        return cls(
-            message.prompt_token_count,
-            message.virtual_token_count,
-            message.output_token_count,
-            message.cached_token_count,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ServedVersion:
-    """The adapter version that answered; `digest` is its immutable identity."""
-
-    adapter_name: str
-    number: int
-    digest: str
-
-    @classmethod
-    def read(cls, message: generation_pb2.ServedVersion) -> ServedVersion:
-        """From the wire."""
-        return cls(message.adapter_name, message.version_number, message.digest)
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A whole answer. `finish_reason` is "stop", "length" or "time_limit".
-
-    `version` is None when the base alone answered. `token_ids` and `logprobs` are filled if asked
-    for.
-    """
-
-    text: str
-    finish_reason: str
-    usage: Usage
-    version: ServedVersion | None
-    seed: int
-    request_id: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-
-    @classmethod
-    def read(cls, message: generation_pb2.GenerateResponse) -> Generation:
-        """From the wire."""
-        return cls(
-            text=message.text,
-            finish_reason=_finish_reason(message.finish_reason),
-            usage=Usage.read(message.usage),
-            version=_served(message),
-            seed=message.seed,
-            request_id=message.request_id,
-            token_ids=tuple(message.token_ids),
-            logprobs=tuple(message.logprobs),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """New text of an answer, with its tokens if asked for."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-
-
-class GenerationBuilder:
-    """Joins the messages of a stream into the whole answer."""
-
-    def __init__(self) -> None:
-        self._pieces: list[Piece] = []
-        self.generation: Generation | None = None  # set by the last message
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a message has come."""
-        return bool(self._pieces)
-
-    def add(self, message: generation_pb2.StreamGenerateResponse) -> Piece:
-        """The new piece."""
-        piece = Piece(message.text, tuple(message.token_ids), tuple(message.logprobs))
-        self._pieces.append(piece)
-        if message.finish_reason:
-            self.generation = Generation(
-                text="".join(piece.text for piece in self._pieces),
-                finish_reason=_finish_reason(message.finish_reason),
-                usage=Usage.read(message.usage),
-                version=_served(message),
-                seed=message.seed,
-                request_id=message.request_id,
-                token_ids=tuple(token for piece in self._pieces for token in piece.token_ids),
-                logprobs=tuple(value for piece in self._pieces for value in piece.logprobs),
-            )
-        return piece
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """One token of a continuation."""
-
-    token_id: int
-    logprob: float
-    is_greedy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The likelihood of one continuation; `logprob` is the sum over its tokens."""
-
-    logprob: float
-    is_greedy: bool
-    tokens: tuple[ScoredToken, ...]
-    usage: Usage
-    version: ServedVersion | None
-
-    @classmethod
-    def read_all(cls, message: generation_pb2.ScoreResponse) -> list[Score]:
-        """From the wire, in the order of the items."""
-        version = _served(message)
-        return [
-            cls(
-                logprob=score.logprob,
-                is_greedy=score.is_greedy,
-                tokens=tuple(
-                    ScoredToken(token.token_id, token.logprob, token.is_greedy)
-                    for token in score.tokens
-                ),
-                usage=Usage.read(score.usage),
-                version=version,
-            )
-            for score in message.scores
-        ]
+from polygraft.protos import adapters_pb2, model_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +33,7 @@ class Model:
     server_version: str
 
     @classmethod
-    def read(cls, message: generation_pb2.Model) -> Model:
+    def read(cls, message: model_pb2.Model) -> Model:
         """From the wire."""
         return cls(
             name=message.name,
@@ -301,20 +158,6 @@ class Upload:
             alias=Alias.read(message.alias) if message.HasField("alias") else None,
             warnings=tuple(message.warnings),
         )
-
-
-def _served(
-    message: generation_pb2.GenerateResponse
-    | generation_pb2.StreamGenerateResponse
-    | generation_pb2.ScoreResponse,
-) -> ServedVersion | None:
-    if not message.HasField("adapter_version"):
-        return None
-    return ServedVersion.read(message.adapter_version)
-
-
-def _finish_reason(value: generation_pb2.FinishReason) -> str:
-    return generation_pb2.FinishReason.Name(value).removeprefix("FINISH_REASON_").lower()
 
 
 def _time(timestamp: Timestamp) -> datetime:

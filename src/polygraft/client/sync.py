@@ -12,6 +12,7 @@ import grpc
 
 from polygraft.adapters.errors import PolygraftError
 from polygraft.client import calls
+from polygraft.client.answers import Generation, GenerationBuilder, Piece, Score
 from polygraft.client.calls import Call
 from polygraft.client.channel import (
     CHANNEL_OPTIONS,
@@ -21,18 +22,14 @@ from polygraft.client.channel import (
     UPLOAD_SECONDS,
 )
 from polygraft.client.failure import error_of
-from polygraft.client.options import GenerateOptions, ScoreItem, TextOptions, write_generate
-from polygraft.client.results import (
-    Adapter,
-    AdapterVersion,
-    Alias,
-    Generation,
-    GenerationBuilder,
-    Model,
-    Piece,
-    Score,
-    Upload,
+from polygraft.client.options import (
+    GenerateOptions,
+    PriorityName,
+    ScoreItem,
+    TextOptions,
+    write_generate,
 )
+from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
 from polygraft.protos import adapters_pb2, generation_pb2
@@ -85,16 +82,27 @@ class Client:
         return Stream(self, write_generate(prompt, options), timeout)
 
     def score(
-        self, items: Sequence[ScoreItem], *, adapter: str = "", timeout: float | None = None
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        adapter: str = "",
+        adapters: Mapping[str, float] | None = None,
+        priority: PriorityName | None = None,
+        timeout: float | None = None,
     ) -> list[Score]:
         """Log-likelihoods of continuations, in the order of the items."""
-        return self._run(calls.score(items, adapter, timeout))
+        return self._run(calls.score(items, adapter, adapters, priority, timeout))
 
     def tokenize(
-        self, prompt: str | None = None, *, adapter: str = "", **options: Unpack[TextOptions]
+        self,
+        prompt: str | None = None,
+        *,
+        adapter: str = "",
+        adapters: Mapping[str, float] | None = None,
+        **options: Unpack[TextOptions],
     ) -> list[int]:
         """The token ids that `generate` would feed to the model."""
-        return self._run(calls.tokenize(prompt, adapter, options))
+        return self._run(calls.tokenize(prompt, adapter, adapters, options))
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""

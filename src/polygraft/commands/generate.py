@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,9 @@ def generate(
 
 def _answer(client: Client, text: str | None, options: GenerateOptions, as_json: bool) -> None:
     if as_json:
-        print_json(client.generate(text, **options))
+        answer = client.generate(text, **options)
+        first = {"text": answer.text, "finish_reason": answer.finish_reason}
+        print_json({**first, **dataclasses.asdict(answer)})
         return
     with client.stream(text, **options) as stream:
         for piece in stream:

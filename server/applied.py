@@ -1,0 +1,150 @@
+"""From the references of a request to the versions that apply, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from polygraft.adapters.errors import InvalidRequest, PolygraftError
+from polygraft.adapters.prompt import PromptRecipe
+from polygraft.adapters.registry import Registry, VersionRecord
+from polygraft.server.engine.messages import AdapterShare, FairShare
+from polygraft.server.requests import AdapterSelection
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedVersion:
+    """A version and what its update is multiplied by."""
+
+    record: VersionRecord
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapters:
+    """The versions that apply to one request, in the order it named them. None: the base alone."""
+
+    versions: tuple[AppliedVersion, ...] = ()
+
+    @property
+    def shares(self) -> tuple[AdapterShare, ...]:
+        """As the engine wants them: by digest."""
+        return tuple(sorted(AdapterShare(v.record.digest, v.weight) for v in self.versions))
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions in front of the prompt."""
+        return sum(_num_virtual_tokens(v.record) for v in self.versions)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of them, those whose keys and values come ready-made."""
+        records = (v.record for v in self.versions if v.record.manifest.kind == "prefix")
+        return sum(_num_virtual_tokens(record) for record in records)
+
+    @property
+    def kind(self) -> str:
+        """For metrics: one of `metrics.ADAPTER_KINDS`."""
+        match self.versions:
+            case []:
+                return "base"
+            case [one]:
+                return one.record.manifest.kind
+        return "composition"
+
+    @property
+    def salt(self) -> str:
+        """Whose prompt it is, until callers have identities: the namespaces of the names."""
+        return ",".join(sorted({_namespace(v.record.adapter_name) for v in self.versions} - {""}))
+
+    @property
+    def fair_share(self) -> FairShare:
+        """Whose account the request is charged to."""
+        names = sorted({v.record.adapter_name for v in self.versions})
+        return FairShare(namespace=self.salt, adapter="+".join(names))
+
+    def recipe(self) -> PromptRecipe:
+        """The prompt recipe of the one adapter that has one. Raises InvalidRequest."""
+        carriers = [v.record for v in self.versions if v.record.manifest.prompt is not None]
+        recipes = [record.manifest.prompt for record in carriers]
+        if not recipes or recipes[0] is None:
+            raise InvalidRequest(
+                f"{self._names() or 'the base'} carries no prompt recipe for variables to fill.",
+                reason="NO_RECIPE",
+                item="variables",
+                hint="Send a prompt, messages or token ids.",
+            )
+        if any(recipe != recipes[0] for recipe in recipes):
+            raise InvalidRequest(
+                f"{self._names()} carry different prompt recipes, and one prompt is needed.",
+                reason="AMBIGUOUS_RECIPE",
+                item="variables",
+                hint="Send a prompt, messages or token ids.",
+            )
+        return recipes[0]
+
+    def _names(self) -> str:
+        records = [version.record for version in self.versions]
+        return " and ".join(f"version {r.number} of {r.adapter_name!r}" for r in records)
+
+
+def resolve_adapters(selection: AdapterSelection, registry: Registry) -> AppliedAdapters:
+    """The versions that the references name now, without those of weight 0.
+
+    Raises InvalidRequest, AdapterNotFound or AdapterCorrupt.
+    """
+    if selection.adapter:
+        return AppliedAdapters((AppliedVersion(registry.resolve(selection.adapter)),))
+    versions = []
+    for index, share in enumerate(selection.composition):
+        try:
+            versions.append(AppliedVersion(registry.resolve(share.reference), share.weight))
+        except PolygraftError as error:
+            error.item = f"adapters[{index}].adapter"
+            raise
+    _check_composition(versions)
+    return AppliedAdapters(tuple(version for version in versions if version.weight != 0))
+
+
+def _check_composition(versions: list[AppliedVersion]) -> None:
+    for (first, one), (second, other) in combinations(enumerate(versions), 2):
+        if one.record.digest == other.record.digest:
+            raise InvalidRequest(
+                f"adapters[{first}] and adapters[{second}] are the same version.",
+                reason="INVALID_COMPOSITION",
+                item=f"adapters[{second}].adapter",
+                found=other.record.digest,
+                hint="Name it once, with the sum of the weights.",
+            )
+    fronts = [
+        (index, version)
+        for index, version in enumerate(versions)
+        if version.weight and _num_virtual_tokens(version.record)
+    ]
+    if len(fronts) > 1:
+        names = " and ".join(repr(version.record.adapter_name) for _, version in fronts)
+        raise InvalidRequest(
+            f"{names} each put something before the prompt; at most one of a composition may.",
+            reason="INVALID_COMPOSITION",
+            item="adapters",
+            found=len(fronts),
+            allowed=1,
+        )
+    for index, version in fronts:
+        if version.weight != 1:
+            raise InvalidRequest(
+                f"{version.record.adapter_name!r} is no update of the base that could be weighted.",
+                reason="INVALID_COMPOSITION",
+                item=f"adapters[{index}].weight",
+                found=version.weight,
+                allowed="1, or 0 to leave it out",
+            )
+
+
+def _num_virtual_tokens(record: VersionRecord) -> int:
+    return record.manifest.format.virtual_token_count
+
+
+def _namespace(name: str) -> str:
+    namespace, slash, _ = name.partition("/")
+    return namespace if slash else ""
