@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from polygraft.adapters.errors import InvalidRequest, PolygraftError
+from polygraft.adapters.errors import AdapterIncompatible, InvalidRequest, PolygraftError
 from polygraft.adapters.prompt import PromptRecipe
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.server.engine.messages import AdapterShare, FairShare
@@ -88,10 +89,15 @@ class AppliedAdapters:
         return " and ".join(f"version {r.number} of {r.adapter_name!r}" for r in records)
 
 
-def resolve_adapters(selection: AdapterSelection, registry: Registry) -> AppliedAdapters:
+def resolve_adapters(
+    selection: AdapterSelection,
+    registry: Registry,
+    fits_together: Callable[[Sequence[int]], str | None],
+) -> AppliedAdapters:
     """The versions that the references name now, without those of weight 0.
 
-    Raises InvalidRequest, AdapterNotFound or AdapterCorrupt.
+    `fits_together(ranks)` says why LoRAs of these largest ranks can never be on the device at the
+    same time, if so. Raises InvalidRequest, AdapterIncompatible, AdapterNotFound or AdapterCorrupt.
     """
     if selection.adapter:
         return AppliedAdapters((AppliedVersion(registry.resolve(selection.adapter)),))
@@ -103,7 +109,17 @@ def resolve_adapters(selection: AdapterSelection, registry: Registry) -> Applied
             error.item = f"adapters[{index}].adapter"
             raise
     _check_composition(versions)
-    return AppliedAdapters(tuple(version for version in versions if version.weight != 0))
+    applied = tuple(version for version in versions if version.weight != 0)
+    ranks = [version.record.manifest.format.max_rank for version in applied]
+    if why := fits_together(ranks):
+        raise AdapterIncompatible(
+            f"this server can never compute them in one request: {why}.",
+            reason="NO_ADAPTER_ROWS",
+            item="adapters",
+            found=f"ranks {', '.join(map(str, ranks))}",
+            hint="Name fewer, or start the server with a larger pool.",
+        )
+    return AppliedAdapters(applied)
 
 
 def _check_composition(versions: list[AppliedVersion]) -> None:

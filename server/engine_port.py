@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,10 @@ class EnginePort(Protocol):
     @property
     def context_length(self) -> int:
         """Positions of one sequence at most."""
+        ...
+
+    def fits_together(self, ranks: Sequence[int]) -> str | None:
+        """None if LoRAs of these largest ranks can be on the device at once, else why not."""
         ...
 
     def submit(self, request: EngineRequest) -> None:

@@ -90,7 +90,7 @@ class TextGeneration:
         self._admit()
         self._validator.check_generate(request)
         async with until(deadline):
-            adapters = resolve_adapters(request.adapters, self._registry)
+            adapters = self._resolve(request.adapters)
             prompt = await self._prepare(self._encoder.encode, request.input, adapters)
             detokenizer = IncrementalDetokenizer(self._decoder)
             echo = ""
@@ -116,7 +116,7 @@ class TextGeneration:
         self._admit()
         self._validator.check_score(request)
         async with until(deadline):
-            adapters = resolve_adapters(request.adapters, self._registry)
+            adapters = self._resolve(request.adapters)
             items = await self._prepare(self._encoder.encode_items, request.items, adapters)
             jobs = self._planner.plan_scoring(items, adapters, caller, request.priority)
             with self._running([job for group in jobs for job in group]) as queue:
@@ -127,7 +127,7 @@ class TextGeneration:
         """The token ids that `begin` would submit."""
         self._admit()
         self._validator.check_tokenize(value, adapters)
-        applied = resolve_adapters(adapters, self._registry)
+        applied = self._resolve(adapters)
         return (await self._prepare(self._encoder.encode, value, applied)).token_ids
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -136,6 +136,9 @@ class TextGeneration:
         self._validator.check_detokenize(token_ids)
         decode = partial(self._encoder.decode, skip_special_tokens=skip_special_tokens)
         return await self._prepare(decode, token_ids)
+
+    def _resolve(self, selection: AdapterSelection) -> AppliedAdapters:
+        return resolve_adapters(selection, self._registry, self._engine.fits_together)
 
     def _admit(self) -> None:
         if self._num_preparing >= self._max_preparing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,6 +160,10 @@ class Engine:
     def context_length(self) -> int:
         """Positions of one sequence at most: virtual, prompt and output tokens."""
         return min(self.base.context_length, self._blocks.num_blocks * self.config.block_size)
+
+    def fits_together(self, ranks: Iterable[int]) -> str | None:
+        """None if LoRAs of these largest ranks can be on the device at once, else why not."""
+        return self.bank.fits_together(ranks)
 
     def attach(self, adapters: AdapterReferences, publish: Publish) -> None:
         """Say where adapters come from and where outputs go; `publish` is called once per step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -100,6 +100,11 @@ class FakeEngine:
 
     def wake(self, digest: str) -> None:
         """See Engine."""
+
+    def fits_together(self, ranks: Sequence[int]) -> str | None:
+        """See Engine."""
+        rows = sum(self.bank.pool.block_rows(rank) for rank in ranks if rank)
+        return f"they take {rows} rows" if rows > self.bank.pool.total_rows else None
 
     def submit(self, request: EngineRequest) -> None:
         """See Engine."""
