@@ -20,3 +20,7 @@ def test_the_served_architectures_are_those_that_are_tested() -> None:
 
 def test_the_refused_architectures_are_those_that_are_tested() -> None:
     assert sorted(names("Refused")) == sorted(REFUSED)
+
+
+def test_the_front_page_counts_them() -> None:
+    assert f"lists {len(SERVED)} architectures" in (ROOT / "README.md").read_text()

@@ -17,23 +17,21 @@ from engine_support.peft_adapters import NUM_VIRTUAL
 from engine_support.solo import KINDS, Solo
 
 CHUNKS = (1, 7, 64)
-ROOMS = tuple(product((True, False), (False, True)))  # prefix cache, preemption
+EVERY = list(product(CHUNKS, (True, False), (True, False)))  # chunk, prefix cache, preemption
 THOROUGH = ("llama", "gpt2", "gpt_oss", "deepseek_v3")  # get every combination
 MAX_PREEMPTIONS = 3  # of one request
 Combination = tuple[str, int, bool, bool]
 
 
 def combinations() -> list[Combination]:
-    """Every architecture with every chunk size, with and without cache and preemption; every
-    combination with some architectures."""
-    chosen = [
-        (name, chunk, *ROOMS[(i + j) % len(ROOMS)])
-        for i, name in enumerate(SERVED)
-        if name not in THOROUGH
-        for j, chunk in enumerate(CHUNKS)
-    ]
-    every = [(name, chunk, *room) for name in THOROUGH for chunk in CHUNKS for room in ROOMS]
-    return every + chosen
+    """Two that differ in everything for every architecture; all of them for a few."""
+    chosen: list[Combination] = [(name, *each) for name in THOROUGH for each in EVERY]
+    others = [name for name in SERVED if name not in THOROUGH]
+    for i, name in enumerate(others):
+        chunk, cache, preempts = EVERY[i % len(EVERY)]
+        other_chunk = CHUNKS[(CHUNKS.index(chunk) + 1) % len(CHUNKS)]
+        chosen += [(name, chunk, cache, preempts), (name, other_chunk, not cache, not preempts)]
+    return chosen
 
 
 class Driver:
