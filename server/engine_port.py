@@ -8,7 +8,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from polygraft.adapters.geometry import BaseGeometry
-from polygraft.server.engine.messages import EngineRequest, EngineStats
+from polygraft.server.engine.messages import EngineRequest, EngineStats, FairShare
 
 
 class EnginePort(Protocol):
@@ -36,6 +36,16 @@ class EnginePort(Protocol):
 
     def fits_together(self, ranks: Sequence[int]) -> str | None:
         """None if LoRAs of these largest ranks can be on the device at once, else why not."""
+        ...
+
+    def reserve(
+        self, reservation: str, share: FairShare, *, num_requests: int, num_tokens: int
+    ) -> None:
+        """Room in the queue for prompts that are not tokenised yet. Raises Overloaded."""
+        ...
+
+    def unreserve(self, reservation: str) -> None:
+        """Give a reservation back. Idempotent."""
         ...
 
     def submit(self, request: EngineRequest) -> None:

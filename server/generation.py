@@ -33,6 +33,7 @@ from polygraft.server.requests import (
     ScoreRequest,
     Usage,
 )
+from polygraft.server.sizes import input_size, item_sizes
 from polygraft.server.text import IncrementalDetokenizer, StopSequenceFilter, TokenDecoder
 from polygraft.server.validation import RequestValidator
 
@@ -87,15 +88,15 @@ class TextGeneration:
         `deadline` is on the monotonic clock; DeadlineExpired is raised inside the block then.
         """
         caller = Caller(request_id, time.monotonic(), deadline)
-        self._admit()
         self._validator.check_generate(request)
         async with until(deadline):
             adapters = self._resolve(request.adapters)
-            prompt = await self._prepare(self._encoder.encode, request.input, adapters)
-            detokenizer = IncrementalDetokenizer(self._decoder)
-            echo = ""
-            if request.output.echo:
-                echo = await self._prepare(detokenizer.read, prompt.token_ids)
+            detokenizer, echo = IncrementalDetokenizer(self._decoder), ""
+            sizes = [input_size(request.input)] * (request.sampling.n or 1)
+            with self._reserved(caller, adapters, sizes):
+                prompt = await self._prepare(self._encoder.encode, request.input, adapters)
+                if request.output.echo:
+                    echo = await self._prepare(detokenizer.read, prompt.token_ids)
             jobs = self._planner.plan_generation(request, prompt, adapters, caller)
             stops = stop_sequences(request.stopping, prompt.recipe)
             choices = [
@@ -113,11 +114,12 @@ class TextGeneration:
     ) -> tuple[AppliedAdapters, list[list[ContinuationScore]]]:
         """The versions that scored, and the scores of each item's continuations in their order."""
         caller = Caller(request_id, time.monotonic(), deadline)
-        self._admit()
         self._validator.check_score(request)
         async with until(deadline):
             adapters = self._resolve(request.adapters)
-            items = await self._prepare(self._encoder.encode_items, request.items, adapters)
+            sizes = [size for item in request.items for size in item_sizes(item)]
+            with self._reserved(caller, adapters, sizes):
+                items = await self._prepare(self._encoder.encode_items, request.items, adapters)
             jobs = self._planner.plan_scoring(items, adapters, caller, request.priority)
             with self._running([job for group in jobs for job in group]) as queue:
                 scores = await _collect_scores(queue, jobs)
@@ -125,14 +127,12 @@ class TextGeneration:
 
     async def tokenize(self, value: Input, adapters: AdapterSelection) -> tuple[int, ...]:
         """The token ids that `begin` would submit."""
-        self._admit()
         self._validator.check_tokenize(value, adapters)
         applied = self._resolve(adapters)
         return (await self._prepare(self._encoder.encode, value, applied)).token_ids
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids."""
-        self._admit()
         self._validator.check_detokenize(token_ids)
         decode = partial(self._encoder.decode, skip_special_tokens=skip_special_tokens)
         return await self._prepare(decode, token_ids)
@@ -140,16 +140,34 @@ class TextGeneration:
     def _resolve(self, selection: AdapterSelection) -> AppliedAdapters:
         return resolve_adapters(selection, self._registry, self._engine.fits_together)
 
-    def _admit(self) -> None:
+    @contextmanager
+    def _reserved(
+        self, caller: Caller, adapters: AppliedAdapters, sizes: Sequence[int]
+    ) -> Iterator[None]:
+        """Room in the engine's queue for prompts of `sizes` bytes, while they are tokenised.
+
+        Why: a request that the queue has no room for is refused before work is done for it.
+        """
+        most = self._engine.context_length  # no token is shorter than a byte
+        self._engine.reserve(
+            caller.request_id,
+            adapters.fair_share,
+            num_requests=len(sizes),
+            num_tokens=sum(min(size, most) for size in sizes),
+        )
+        try:
+            yield
+        finally:
+            self._engine.unreserve(caller.request_id)
+
+    async def _prepare(self, work: Callable[..., T], *arguments: object) -> T:
+        """`work(*arguments)` in the worker's thread. Raises Overloaded if too many wait for it."""
         if self._num_preparing >= self._max_preparing:
             raise Overloaded(
                 f"{self._num_preparing} requests wait to be tokenised, the limit of this server.",
                 allowed=self._max_preparing,
                 hint="Retry later.",
             )
-
-    async def _prepare(self, work: Callable[..., T], *arguments: object) -> T:
-        """`work(*arguments)` in the worker's thread."""
         self._num_preparing += 1
         try:
             loop = asyncio.get_running_loop()

@@ -23,6 +23,7 @@ from polygraft.server.requests import (
     TokenIds,
     Variables,
 )
+from polygraft.server.sizes import item_sizes
 from polygraft.server.unserved import refuse_unserved
 
 
@@ -34,7 +35,7 @@ class RequestLimits:
     max_messages: int = 256
     max_variables: int = 64
     max_continuations: int = 256  # of all score items together
-    max_score_bytes: int = 4 << 20  # UTF-8, of all items, contexts counted with each continuation
+    max_score_size: int = 4 << 20  # bytes or tokens; contexts count with each continuation
     max_detokenized: int = 1 << 16  # tokens
     max_reference_bytes: int = 256
     max_adapters: int = 4
@@ -72,9 +73,9 @@ class RequestValidator:
         total = sum(len(item.continuations) for item in request.items)
         if total > self._limits.max_continuations:
             raise too_large("items", total, self._limits.max_continuations, "continuations")
-        size = sum(_text_bytes(item) for item in request.items)
-        if size > self._limits.max_score_bytes:
-            raise too_large("items", size, self._limits.max_score_bytes, "bytes of text")
+        size = sum(sum(item_sizes(item)) for item in request.items)
+        if size > self._limits.max_score_size:
+            raise too_large("items", size, self._limits.max_score_size, "bytes or tokens")
         for index, item in enumerate(request.items):
             self._check_item(f"items[{index}].", item, base_only=request.adapters.is_empty)
 
@@ -156,18 +157,3 @@ class RequestValidator:
                 allowed=self._context_bytes,
                 hint="Shorten it.",
             )
-
-
-def _text_bytes(item: ScoreItem) -> int:
-    """What is tokenised for an item: a text context once more with each continuation."""
-    match item.context:
-        case Prompt(text):
-            context = len(text.encode()) * len(item.continuations)
-        case Messages(messages):
-            context = sum(len(value.encode()) for message in messages for value in message.values())
-        case Variables(variables):
-            context = sum(len(value.encode()) for value in variables.values())
-        case _:
-            context = 0
-    texts = (text for text in item.continuations if isinstance(text, str))
-    return context + sum(len(text.encode()) for text in texts)

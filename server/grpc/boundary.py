@@ -17,9 +17,9 @@ from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
-from polygraft.adapters.errors import InvalidRequest, PolygraftError
+from polygraft.adapters.errors import PolygraftError
+from polygraft.server.grpc.parsing import Parse, parse_bytes, strictly
 from polygraft.server.grpc.status import code_of, status_of
 from polygraft.server.metrics import Metrics
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Parse = Callable[[bytes], Any]
 
 OWN_SERVICES = "/polygraft.v1."  # the rest, health and reflection, answers to the end
 
@@ -75,13 +74,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             or handler.stream_unary
             or handler.stream_stream
         )
-        read = _read_stream if handler.request_streaming else _read
-        assert handler.request_deserializer is not None  # generated handlers have one
-        parse = (
-            _refuse_unknown(handler.request_deserializer)
-            if is_own
-            else handler.request_deserializer
-        )
+        read = _read_stream if handler.request_streaming else parse_bytes
+        parse = handler.request_deserializer
+        assert parse is not None  # generated handlers have one
+        parse = strictly(parse) if is_own else parse
         refusal = self._refusal if is_own else None
 
         async def answer_once(request: Any, context: Context) -> Any:
@@ -145,38 +141,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         logger.error("%s failed, request %s", method, request_id, exc_info=error)
 
 
-def _read(data: bytes, parse: Parse) -> Any:
-    try:
-        return parse(data)
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(
-            "the message is not valid protobuf for this method (text must be UTF-8).",
-            reason="UNDECODABLE_MESSAGE",
-            hint="Build the request from protos/ of the version that the server runs.",
-        ) from error
-
-
-def _refuse_unknown(parse: Parse) -> Parse:
-    """Why: a setting of a newer contract that is ignored makes a wrong answer without a word."""
-
-    def parse_known(data: bytes) -> Any:
-        message: Message = parse(data)
-        size = message.ByteSize()
-        message.DiscardUnknownFields()
-        if message.ByteSize() == size:
-            return message
-        raise InvalidRequest(
-            "the message has a field that this server does not know.",
-            reason="UNKNOWN_FIELD",
-            hint="Leave it out, or update the server.",
-        )
-
-    return parse_known
-
-
 async def _read_stream(messages: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Any]:
     async for data in messages:
-        yield _read(data, parse)
+        yield parse_bytes(data, parse)
 
 
 def _name(code: Any) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from server_support.service import Service
 
 from polygraft.adapters.errors import PolygraftError
 from polygraft.client.failure import error_of
-from polygraft.protos import adapters_pb2, generation_pb2
+from polygraft.protos import adapters_pb2, generation_pb2, inputs_pb2, scoring_pb2
 
 SERVICES = [
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"],
@@ -25,7 +26,9 @@ PATHS = [
     f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods
 ]
 UNDECODABLE = [b"\xff" * 20, b"\x0a\x7fabc"]  # no such wire type; truncated
-PROMPT_TAG = b"\x12"  # field 2 of GenerateRequest, text
+PROMPT_TAG = b"\x1a"  # field 3 of GenerateRequest, text
+SAMPLING_TAG = b"\x3a"  # field 7 of GenerateRequest, a message
+ITEMS_TAG = b"\x1a"  # field 3 of ScoreRequest, messages
 BAD_TEXT = [b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80"]  # not UTF-8, lone surrogate, overlong NUL
 UNKNOWN_FIELD = b"\xfa\x07\x01x"  # field 127, text
 
@@ -76,9 +79,81 @@ async def test_a_field_that_this_version_does_not_know_is_refused_not_ignored(
 
 async def test_an_unknown_field_deep_inside_is_refused_too(service: Service) -> None:
     data = generation_pb2.GenerateRequest(prompt="Hi").SerializeToString()
-    sampling = b"\x32" + bytes([len(UNKNOWN_FIELD)]) + UNKNOWN_FIELD
+    sampling = SAMPLING_TAG + bytes([len(UNKNOWN_FIELD)]) + UNKNOWN_FIELD
     path = "/polygraft.v1.GenerationService/StreamGenerate"
     assert (await refusal(service, path, data + sampling)).code == "UNKNOWN_FIELD"
+
+
+GENERATE = "/polygraft.v1.GenerationService/Generate"
+
+
+def joined(*messages: Message) -> bytes:
+    """What an encoder that allows it would send: the fields of all messages in one."""
+    return b"".join(message.SerializeToString() for message in messages)
+
+
+def nested(tag: bytes, *messages: Message) -> bytes:
+    """The same as a part of a larger message, shorter than 128 bytes."""
+    content = joined(*messages)
+    return tag + bytes([len(content)]) + content
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "item"),
+    [
+        (
+            "Generate",
+            joined(
+                generation_pb2.GenerateRequest(prompt="Hi"),
+                generation_pb2.GenerateRequest(token_ids=inputs_pb2.TokenIds(values=[1])),
+            ),
+            "input",
+        ),
+        (
+            "StreamGenerate",
+            joined(
+                generation_pb2.GenerateRequest(
+                    prompt="Hi", constraint=generation_pb2.Constraint(regex="a")
+                ),
+                generation_pb2.GenerateRequest(constraint=generation_pb2.Constraint(grammar="b")),
+            ),
+            "constraint.kind",
+        ),
+        (
+            "Score",
+            nested(
+                ITEMS_TAG,
+                scoring_pb2.ScoreItem(prompt="a"),
+                scoring_pb2.ScoreItem(variables=inputs_pb2.Variables()),
+            ),
+            "items[0].input",
+        ),
+    ],
+)
+async def test_two_members_of_one_choice_are_refused(
+    service: Service, path: str, data: bytes, item: str
+) -> None:
+    error = await refusal(service, f"/polygraft.v1.GenerationService/{path}", data)
+    assert (error.code, error.metadata["item"]) == ("CONFLICTING_FIELDS", item)
+
+
+async def test_an_unusual_but_correct_encoding_is_taken(service: Service) -> None:
+    """Unpacked numbers, a field given twice, default values written out."""
+    data = b"\x22\x04\x08\x01\x08\x02" + b"\x0a\x00" + b"\x58\x00"
+    expected = generation_pb2.GenerateRequest(token_ids=inputs_pb2.TokenIds(values=[1, 2]))
+    assert generation_pb2.GenerateRequest.FromString(data) == expected
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        await call(channel, GENERATE, data)
+    assert service.engine.requests[-1].prompt_token_ids == (1, 2)
+
+
+async def test_a_choice_within_thousands_of_oddly_written_fields_costs_little(
+    service: Service,
+) -> None:
+    data = (
+        (SAMPLING_TAG + b"\x00") * 500_000 + PROMPT_TAG + b"\x02Hi"
+    )  # empty sampling, again and again
+    assert (await refusal(service, GENERATE, data)).code == "UNDECODABLE_MESSAGE"
 
 
 async def test_random_bytes_never_break_the_server(service: Service) -> None:

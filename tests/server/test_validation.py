@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
 
 from polygraft.adapters.errors import InvalidRequest
+from polygraft.server.engine.constraint import Constraint, ConstraintKind
 from polygraft.server.requests import (
     AdapterSelection,
     GenerateRequest,
     Messages,
+    OutputOptions,
     Prompt,
     SamplingOptions,
     ScoreItem,
@@ -19,6 +22,7 @@ from polygraft.server.requests import (
     StoppingOptions,
     TokenIds,
     Variables,
+    WeightedReference,
 )
 from polygraft.server.validation import RequestLimits, RequestValidator
 
@@ -36,6 +40,14 @@ def request(**changes: Any) -> GenerateRequest:
         *(("temperature", value) for value in (-0.1, 10.1, math.nan, math.inf, -math.inf, -0.0)),
         *(("top_p", value) for value in (0.0, -0.0, -1.0, 1.01, math.nan, math.inf)),
         *(("top_k", value) for value in (-1, -(2**31))),
+        *(("min_p", value) for value in (-0.1, -0.0, 1.01, math.nan, math.inf)),
+        *(("repetition_penalty", value) for value in (0.0, -1.0, 10.1, math.nan, math.inf)),
+        *(
+            (field, value)
+            for field in ("presence_penalty", "frequency_penalty")
+            for value in (-2.1, 2.1, -0.0, math.nan, math.inf, -math.inf)
+        ),
+        *(("n", value) for value in (0, -1, 9)),
         *(("seed", value) for value in (-1, -(2**63), 2**53)),
     ],
 )
@@ -53,6 +65,9 @@ def test_sampling_out_of_range_is_refused(field: str, value: float) -> None:
         SamplingOptions(),
         SamplingOptions(temperature=0.0, top_p=1.0, top_k=0, seed=0),
         SamplingOptions(temperature=10.0, top_p=1e-6, top_k=2**31 - 1, seed=2**53 - 1),
+        SamplingOptions(min_p=0.0, repetition_penalty=1e-3, presence_penalty=-2.0, n=1),
+        SamplingOptions(min_p=1.0, repetition_penalty=10.0, frequency_penalty=2.0, n=8),
+        SamplingOptions(logit_bias={0: -100.0, VOCAB_SIZE - 1: 100.0}),
     ],
 )
 def test_sampling_at_the_limits_is_taken(sampling: SamplingOptions) -> None:
@@ -60,8 +75,112 @@ def test_sampling_at_the_limits_is_taken(sampling: SamplingOptions) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bias", "item", "code"),
+    [
+        ({VOCAB_SIZE: 1.0}, "sampling.logit_bias", "INVALID_TOKEN"),
+        ({-1: 1.0}, "sampling.logit_bias", "INVALID_TOKEN"),
+        ({5: 100.5}, "sampling.logit_bias[5]", "INVALID_SAMPLING"),
+        ({5: -0.0}, "sampling.logit_bias[5]", "INVALID_SAMPLING"),
+        ({5: math.nan}, "sampling.logit_bias[5]", "INVALID_SAMPLING"),
+        ({5: -math.inf}, "sampling.logit_bias[5]", "INVALID_SAMPLING"),
+    ],
+)
+def test_a_bias_out_of_range_is_refused(bias: dict[int, float], item: str, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(sampling=SamplingOptions(logit_bias=bias)))
+    assert (caught.value.item, caught.value.code) == (item, code)
+
+
+def test_a_bias_has_a_thousand_entries_and_some() -> None:
+    validator = RequestValidator(RequestLimits(), vocab_size=2000)
+    entries = dict.fromkeys(range(1024), 1.0)
+    validator.check_generate(request(sampling=SamplingOptions(logit_bias=entries)))
+    entries[1999] = 1.0
+    with pytest.raises(InvalidRequest) as caught:
+        validator.check_generate(request(sampling=SamplingOptions(logit_bias=entries)))
+    assert (caught.value.code, caught.value.allowed) == ("LIMIT_EXCEEDED", 1024)
+
+
+@pytest.mark.parametrize("field", ["top_logprobs", "prompt_logprobs"])
+def test_so_many_alternatives_are_shown_at_most(field: str) -> None:
+    for value in (-1, 21):
+        with pytest.raises(InvalidRequest) as caught:
+            VALIDATOR.check_generate(request(output=OutputOptions(**{field: value})))  # type: ignore[arg-type]
+        assert (caught.value.item, caught.value.allowed) == (f"output.{field}", "0 to 20")
+    VALIDATOR.check_generate(request(output=OutputOptions(**{field: 20})))  # type: ignore[arg-type]
+
+
+def composition(*shares: tuple[str, float]) -> AdapterSelection:
+    return AdapterSelection(composition=tuple(WeightedReference(*share) for share in shares))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "item"),
+    [
+        (AdapterSelection("a", (WeightedReference("b"),)), "adapters"),
+        (composition(*((str(n), 1.0) for n in range(5))), "adapters"),
+        (composition(("a", 1.0), ("", 1.0)), "adapters[1].adapter"),
+        (composition(("a", 1.0), ("x" * 257, 1.0)), "adapters[1].adapter"),
+        *(
+            (composition(("a", weight)), "adapters[0].weight")
+            for weight in (4.1, -4.1, -0.0, math.nan, math.inf)
+        ),
+    ],
+)
+def test_compositions_out_of_range_are_refused(adapters: AdapterSelection, item: str) -> None:
+    for check in (
+        lambda: VALIDATOR.check_generate(request(adapters=adapters)),
+        lambda: VALIDATOR.check_score(ScoreRequest((GOOD,), adapters)),
+        lambda: VALIDATOR.check_tokenize(Prompt("a"), adapters),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            check()
+        assert caught.value.item == item
+
+
+def test_a_composition_at_the_limits_is_taken() -> None:
+    VALIDATOR.check_generate(
+        request(adapters=composition(("a", 4.0), ("b", -4.0), ("c", 0.0), ("d", 1.0)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("constraint", "item"),
+    [
+        (Constraint(ConstraintKind.JSON_SCHEMA, " " * ((64 << 10) + 1)), "constraint.json_schema"),
+        (Constraint(ConstraintKind.JSON_SCHEMA, ""), "constraint.json_schema"),
+        (Constraint(ConstraintKind.REGEX, "é" * ((4 << 10) + 1)), "constraint.regex"),
+        (Constraint(ConstraintKind.GRAMMAR, "x" * ((64 << 10) + 1)), "constraint.grammar"),
+        (Constraint(ConstraintKind.CHOICE, "[]"), "constraint.choice"),
+        (Constraint(ConstraintKind.CHOICE, '["a", ""]'), "constraint.choice.values[1]"),
+        (Constraint(ConstraintKind.CHOICE, '["a", "a"]'), "constraint.choice.values[1]"),
+        (
+            Constraint(ConstraintKind.CHOICE, json.dumps([str(n) for n in range(1025)])),
+            "constraint.choice",
+        ),
+        (Constraint(ConstraintKind.CHOICE, json.dumps(["x" * (1 << 17)])), "constraint.choice"),
+    ],
+)
+def test_constraints_over_the_limits_are_refused(constraint: Constraint, item: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_generate(request(constraint=constraint))
+    assert caught.value.item == item
+
+
+def test_detokenizing_has_a_limit() -> None:
+    VALIDATOR.check_detokenize((0,) * (1 << 16))
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_detokenize((0,) * ((1 << 16) + 1))
+    assert (caught.value.code, caught.value.allowed) == ("LIMIT_EXCEEDED", 1 << 16)
+    with pytest.raises(InvalidRequest) as caught:
+        VALIDATOR.check_detokenize((VOCAB_SIZE,))
+    assert caught.value.code == "INVALID_TOKEN"
+
+
+@pytest.mark.parametrize(
     ("stopping", "item"),
     [
+        (StoppingOptions(min_output_tokens=-1), "stopping.min_output_tokens"),
         (StoppingOptions(max_output_tokens=0), "stopping.max_output_tokens"),
         (StoppingOptions(max_output_tokens=-5), "stopping.max_output_tokens"),
         (StoppingOptions(stop_sequences=("x",) * 17), "stopping.stop_sequences"),

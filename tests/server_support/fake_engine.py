@@ -20,6 +20,7 @@ from polygraft.server.engine.engine import AdapterReferences, Publish
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
+    FairShare,
     FinishReason,
     SequenceOutput,
     TokenLogprob,
@@ -46,16 +47,20 @@ class FakeEngine:
 
     `reply` is what every prompt gets; `token_ids` replaces it by anything. `may_step` holds all
     sequences up while it is cleared. `submit_error` and `step_error` are raised and sent.
+    `tokens_per_output` is what speculation makes. `reservations`: all that were made, with share,
+    requests and tokens.
     """
 
     reply: str = "Hello, wörld! 😀"
     token_ids: Callable[[EngineRequest], Iterator[int]] | None = None
     tokens_per_step: int = 1
+    tokens_per_output: int = 1
     context_length: int = CONTEXT_LENGTH
     submit_error: Exception | None = None
     step_error: Exception | None = None
     may_step: threading.Event = field(default_factory=threading.Event)
     requests: list[EngineRequest] = field(default_factory=list)
+    reservations: dict[str, tuple[FairShare, int, int]] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,6 +76,7 @@ class FakeEngine:
             vocab_size=VOCAB_SIZE,
             context_length=self.context_length,
         )
+        self._reserved: set[str] = set()
         self._lock = threading.Lock()
         self._live: dict[str, FakeSequence] = {}
         self._is_stopping = threading.Event()
@@ -105,6 +111,19 @@ class FakeEngine:
         """See Engine."""
         rows = sum(self.bank.pool.block_rows(rank) for rank in ranks if rank)
         return f"they take {rows} rows" if rows > self.bank.pool.total_rows else None
+
+    def reserve(
+        self, reservation: str, share: FairShare, *, num_requests: int, num_tokens: int
+    ) -> None:
+        """See Engine."""
+        if self.submit_error is not None:
+            raise self.submit_error
+        self.reservations[reservation] = (share, num_requests, num_tokens)
+        self._reserved.add(reservation)
+
+    def unreserve(self, reservation: str) -> None:
+        """See Engine."""
+        self._reserved.discard(reservation)
 
     def submit(self, request: EngineRequest) -> None:
         """See Engine."""
@@ -149,7 +168,7 @@ class FakeEngine:
     def ledger(self) -> dict[str, int]:
         """See Engine."""
         with self._lock:
-            return {"live_sequences": len(self._live)}
+            return {"live_sequences": len(self._live), "reservations": len(self._reserved)}
 
     def check_integrity(self) -> None:
         """See Engine."""
@@ -198,16 +217,25 @@ class FakeEngine:
             return SequenceOutput(request.request_id, error=self.step_error)
         if sequence.ends_at is not None and time.monotonic() >= sequence.ends_at:
             return SequenceOutput(request.request_id, finish_reason=FinishReason.TIME_LIMIT)
-        token = next(sequence.tokens)
-        sequence.num_output += 1
+        tokens: list[int] = []
         reason = None
-        if token in request.stopping.stop_token_ids:
-            reason = FinishReason.STOP
-        elif sequence.num_output >= request.stopping.max_output_tokens:
-            reason = FinishReason.LENGTH
-        logprobs = () if request.top_logprobs is None else (TokenLogprob(token, -0.5, rank=1),)
+        while reason is None and len(tokens) < self.tokens_per_output:
+            tokens.append(next(sequence.tokens))
+            sequence.num_output += 1
+            if tokens[-1] in request.stopping.stop_token_ids:
+                reason = FinishReason.STOP
+            elif sequence.num_output >= request.stopping.max_output_tokens:
+                reason = FinishReason.LENGTH
+        is_first = sequence.num_output == len(tokens)
         return SequenceOutput(
-            request.request_id, (token,), logprobs, finish_reason=reason, num_cached=1
+            request.request_id,
+            tuple(tokens),
+            logprobs=_logprobs(tokens, request.top_logprobs),
+            prompt_logprobs=_logprobs(request.prompt_token_ids[1:], request.prompt_logprobs)
+            if is_first
+            else (),
+            finish_reason=reason,
+            num_cached=1,
         )
 
     def _end(self, sequence: FakeSequence, output: SequenceOutput) -> SequenceOutput:
@@ -221,6 +249,14 @@ class FakeEngine:
         if sequence.holds_adapters:
             self._adapters.drop(*sequence.request.digests)
         self._adapters.release(*sequence.request.digests)
+
+
+def _logprobs(tokens: Sequence[int], num_top: int | None) -> tuple[TokenLogprob, ...]:
+    """Every token has -0.5 and rank 1; the most likely are 0, 1, 2, ... with -1, -2, -3, ..."""
+    if num_top is None:
+        return ()
+    top = tuple((token, -1.0 - token) for token in range(num_top))
+    return tuple(TokenLogprob(token, -0.5, 1, top) for token in tokens)
 
 
 def _scores(request: EngineRequest) -> SequenceOutput:
