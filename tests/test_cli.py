@@ -23,6 +23,7 @@ from polygraft.adapters.errors import (
 from polygraft.cli import app
 from polygraft.commands import COMMANDS
 from polygraft.commands.failure import CommandFailed, ExitCode, exit_code_of
+from polygraft.server.engine.messages import Sampling
 
 
 @pytest.fixture
@@ -146,6 +147,82 @@ def test_generate_asks_for_variables_when_the_text_could_fill_several(
     assert prompt_of(service) == "1 or x"
 
 
+def test_generate_composes_adapters_by_weight(service: Service, tmp_path: Path) -> None:
+    service.publish("style", tmp_path / "a", seed=1)
+    service.publish("dsum", tmp_path / "b", seed=2, recipe=DSUM_RECIPE)
+    result = run("generate", "--adapter", "style=0.5", "--adapter", "dsum", "A: hi")
+    assert result.exit_code == 0, result.output
+    assert prompt_of(service) == "Summarize: A: hi\nSummary:"
+    weights = {share.weight for share in service.engine.requests[-1].adapters}
+    assert weights == {0.5, 1.0}
+    assert "style@1 sha256:" in result.stderr
+    assert " x 0.5 + dsum@1" in result.stderr
+
+
+def test_generate_sends_every_option(service: Service) -> None:
+    options = {
+        "--temperature": "0.5",
+        "--top-p": "0.25",
+        "--top-k": "3",
+        "--min-p": "0.125",
+        "--repetition-penalty": "1.5",
+        "--presence-penalty": "0.5",
+        "--frequency-penalty": "-0.5",
+        "--logit-bias": "7=2.5",
+        "--seed": "3",
+        "--max-output-tokens": "9",
+        "--min-output-tokens": "2",
+        "--stop-token-id": "5",
+        "--time-limit": "30",
+        "--top-logprobs": "2",
+        "--prompt-logprobs": "1",
+        "--priority": "low",
+        "--timeout": "8",
+        "--token-ids": "72,105 33",
+    }
+    words = [word for pair in options.items() for word in pair]
+    result = run("generate", *words, "--ignore-eos", "--no-speculation", "--echo", "--json")
+    assert result.exit_code == 0, result.output
+    request = service.engine.requests[-1]
+    assert request.prompt_token_ids == (72, 105, 33)
+    assert request.sampling == Sampling(
+        temperature=0.5,
+        top_p=0.25,
+        top_k=3,
+        seed=3,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=((7, 2.5),),
+    )
+    assert request.stopping.stop_token_ids == {5}
+    assert (request.stopping.min_output_tokens, request.stopping.max_output_tokens) == (2, 9)
+    assert (request.top_logprobs, request.prompt_logprobs) == (2, 1)
+    assert (request.priority, request.speculation) == (-1, False)
+    answer = json.loads(result.stdout)
+    assert answer["text"].endswith("Hello, w\ufffd")
+    assert len(answer["choices"][0]["logprobs"]) == len(answer["choices"][0]["token_ids"]) == 9
+    assert len(answer["prompt_logprobs"]) == 2
+
+
+def test_generate_shows_several_answers_one_after_the_other(service: Service) -> None:
+    result = run("generate", "Hi", "--raw", "-n", "2")
+    assert result.stdout == f"[0] {service.engine.reply}\n[1] {service.engine.reply}\n"
+    assert result.stderr.startswith("[base, 2 + 40 tokens, stop, seed ")
+
+
+def test_likelihood_ranks_continuations(service: Service) -> None:
+    result = run("likelihood", "a", "zz", "b", "[/x]")
+    assert result.exit_code == 0, result.output
+    lines = [line.split()[0] for line in result.stdout.splitlines()[1:]]
+    assert lines == ["'b'", "'zz'", "'[/x]'"]
+    assert len(service.engine.requests) == 3
+    scores = json.loads(run("likelihood", "a", "zz", "b", "--json").stdout)
+    assert [score["continuation"] for score in scores] == ["zz", "b"]
+    assert scores[1]["logprob"] == -float(service.engine.tokenizer.encode("b")[0])
+
+
 def test_generate_reads_standard_input(service: Service) -> None:
     assert run("generate", "-", "--raw", stdin="from a pipe").exit_code == 0
     assert prompt_of(service) == "from a pipe"
@@ -166,6 +243,15 @@ def test_generate_json_is_one_object(service: Service) -> None:
         (("Hi", "--var", "broken"), ExitCode.USAGE),
         ((), ExitCode.USAGE),
         (("--raw",), ExitCode.USAGE),
+        (("Hi", "--raw", "--system", "Be brief."), ExitCode.USAGE),
+        (("Hi", "--token-ids", "1,x"), ExitCode.USAGE),
+        (("Hi", "--logit-bias", "5"), ExitCode.USAGE),
+        (("Hi", "--logit-bias", "5=nan"), ExitCode.USAGE),
+        (("Hi", "--adapter", "a=1", "--adapter", "a=2"), ExitCode.USAGE),
+        (("Hi", "--adapter", "a=much"), ExitCode.USAGE),
+        (("Hi", "--raw", "--top-logprobs", "1"), ExitCode.USAGE),
+        (("Hi", "--raw", "--regex", "a", "--choice", "b"), ExitCode.USAGE),
+        (("Hi", "--raw", "--priority", "urgent"), ExitCode.USAGE),
     ],
 )
 def test_generate_refuses_in_one_sentence(

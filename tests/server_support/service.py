@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from adapter_support.directories import lora_tensors, write_adapter
 from prometheus_client import CollectorRegistry
@@ -22,6 +23,8 @@ from polygraft.client.retry import NO_RETRY
 from polygraft.server.config import ServerConfig
 from polygraft.server.serve import RunningServer, run_server
 from server_support.fake_engine import FakeEngine
+
+T = TypeVar("T")
 
 DSUM_RECIPE: Mapping[str, Any] = {
     "segments": [{"text": "Summarize: "}, {"var": "dialogue"}, {"text": "\nSummary:"}],
@@ -79,21 +82,30 @@ async def until_idle(server: RunningServer, seconds: float = 2.0) -> None:
 @contextmanager
 def service_in_thread(store: Path, **settings: Any) -> Iterator[Service]:
     """A service on a loop of its own, for synchronous clients and commands."""
-    loop = asyncio.new_event_loop()
-    ready: dict[str, Service] = {}
-    started, stop = threading.Event(), asyncio.Event()
+    with in_thread(lambda: running_service(store, **settings)) as service:
+        yield service
+
+
+@contextmanager
+def in_thread(make: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """What an asynchronous context gives, alive on the loop of another thread."""
+    loop, made = asyncio.new_event_loop(), Future[T]()
+    stop = asyncio.Event()
 
     async def run() -> None:
-        async with running_service(store, **settings) as service:
-            ready["service"] = service
-            started.set()
-            await stop.wait()
+        try:
+            async with make() as value:
+                made.set_result(value)
+                await stop.wait()
+        except Exception as error:
+            if made.done():
+                raise
+            made.set_exception(error)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
     try:
-        assert started.wait(30), "the service did not start"
-        yield ready["service"]
+        yield made.result(timeout=60)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()

@@ -19,6 +19,7 @@ from typing import Final
 COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve a base model and its adapters over gRPC.",
     "generate": "Generate text with the base or an adapter, streamed to the terminal.",
+    "likelihood": "Compare continuations of a text by their log-likelihood.",
     "health": "Ask a server whether it is ready.",
     "adapters": "List, show, push, promote and delete the adapters of a server.",
     "train": "Train an adapter from a recipe.",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polygraft.commands import arguments
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
+from polygraft.commands.prompt_choice import choose_input, no_text
 
 if TYPE_CHECKING:
     from polygraft.client import Client, GenerateOptions, Generation
@@ -19,31 +21,91 @@ app = typer.Typer(add_completion=False)
 STDIN = "-"
 
 
+def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+_INPUT, _SAMPLING, _STOPPING = "Input", "Sampling", "Stopping"
+_OUTPUT, _CONSTRAINT, _CALL = "Output", "Constraint", "Call"
+
+
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text; '-' reads standard input.")] = None,
     adapter: Annotated[
-        str, typer.Option(help="name, name@alias, name@7 or sha256:...; empty is the base.")
-    ] = "",
+        list[str] | None,
+        _option(
+            _INPUT,
+            "name, name@alias, name@7 or sha256:...; several with weights compose.",
+            metavar="REFERENCE[=WEIGHT]",
+        ),
+    ] = None,
     var: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A variable of the adapter's prompt recipe."),
+        _option(_INPUT, "A variable of the adapter's prompt recipe.", metavar="NAME=VALUE"),
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Send the text as it is: no recipe, no chat template.")
+        bool, _option(_INPUT, "Send the text as it is: no recipe, no chat template.", "--raw")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="System message, for chat bases.")] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus of this probability.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="The k most likely tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds; then what there is.")] = None,
-    server: ServerOption = DEFAULT_SERVER,
+    system: Annotated[str | None, _option(_INPUT, "System message, for chat bases.")] = None,
+    token_ids: Annotated[
+        str | None, _option(_INPUT, "The prompt as token ids.", metavar="ID,ID,...")
+    ] = None,
+    temperature: Annotated[float | None, _option(_SAMPLING, "0 is greedy.")] = None,
+    top_p: Annotated[float | None, _option(_SAMPLING, "Nucleus of this probability.")] = None,
+    top_k: Annotated[int | None, _option(_SAMPLING, "The k most likely tokens.")] = None,
+    min_p: Annotated[
+        float | None, _option(_SAMPLING, "Least part of the most likely token's probability.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _option(_SAMPLING, "Above 1: against tokens of prompt and answer.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, _option(_SAMPLING, "Taken from the logits of tokens in the answer.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, _option(_SAMPLING, "The same, once per occurrence.")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None, _option(_SAMPLING, "Added to a token's logit.", metavar="ID=VALUE")
+    ] = None,
+    seed: Annotated[int | None, _option(_SAMPLING, "Makes sampling repeatable.")] = None,
+    n: Annotated[int | None, _option(_SAMPLING, "How many answers.", "-n", "--n")] = None,
+    max_output_tokens: Annotated[int | None, _option(_STOPPING, "Longest answer.")] = None,
+    min_output_tokens: Annotated[int | None, _option(_STOPPING, "Shortest answer.")] = None,
+    stop: Annotated[list[str] | None, _option(_STOPPING, "Text that ends the answer.")] = None,
+    stop_token_id: Annotated[
+        list[int] | None, _option(_STOPPING, "Token that ends the answer.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, _option(_STOPPING, "Go on after an end-of-sequence token.", "--ignore-eos")
+    ] = False,
+    time_limit: Annotated[float | None, _option(_STOPPING, "Seconds; then what there is.")] = None,
+    json_schema: Annotated[
+        str | None, _option(_CONSTRAINT, "JSON of this schema.", metavar="FILE|TEXT")
+    ] = None,
+    regex: Annotated[str | None, _option(_CONSTRAINT, "Text that matches.")] = None,
+    choice: Annotated[list[str] | None, _option(_CONSTRAINT, "One of these texts.")] = None,
+    grammar: Annotated[
+        str | None, _option(_CONSTRAINT, "Text of this Lark grammar.", metavar="FILE|TEXT")
+    ] = None,
+    echo: Annotated[bool, _option(_OUTPUT, "Show the prompt, too.", "--echo")] = False,
+    top_logprobs: Annotated[
+        int | None, _option(_OUTPUT, "Log-probabilities, with so many others (--json).")
+    ] = None,
+    prompt_logprobs: Annotated[
+        int | None, _option(_OUTPUT, "The same of the prompt (--json).")
+    ] = None,
     as_json: JsonOption = False,
+    server: ServerOption = DEFAULT_SERVER,
+    priority: Annotated[str | None, _option(_CALL, "low, normal or high.")] = None,
+    speculation: Annotated[
+        bool | None,
+        _option(_CALL, "Guess tokens from the prompt.", "--speculation/--no-speculation"),
+    ] = None,
+    timeout: Annotated[float | None, _option(_CALL, "Seconds for the whole call.")] = None,
 ) -> None:
-    """Generate text with the base or an adapter.
+    """Generate text with the base, an adapter, or several by weight.
 
     The text fills the adapter's prompt recipe if that has one variable; without a recipe it becomes
     a chat message if the base has a chat template.
@@ -52,26 +114,59 @@ def generate(
 
     text = sys.stdin.read() if prompt == STDIN else prompt
     given: dict[str, Any] = {
-        "adapter": adapter,
-        "max_output_tokens": max_output_tokens,
+        **arguments.adapters_of(adapter or []),
+        "token_ids": None if token_ids is None else arguments.token_ids_of(token_ids),
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": arguments.logit_bias_of(logit_bias or []) or None,
         "seed": seed,
+        "n": n,
+        "max_output_tokens": max_output_tokens,
+        "min_output_tokens": min_output_tokens,
         "stop": stop,
+        "stop_token_ids": stop_token_id,
+        "ignore_eos": ignore_eos,
         "time_limit": time_limit,
+        "json_schema": None if json_schema is None else arguments.text_or_file(json_schema),
+        "regex": regex,
+        "choice": choice,
+        "grammar": None if grammar is None else arguments.text_or_file(grammar),
+        "echo": echo,
+        "top_logprobs": top_logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "return_token_ids": as_json,
+        "priority": priority,
+        "speculation": speculation,
+        "timeout": timeout,
     }
     options: GenerateOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
-    if raw and (var or system is not None):
-        raise CommandFailed(
-            "--raw sends the text as it is; leave --var and --system out.", ExitCode.USAGE
-        )
+    _check_options(options, raw or token_ids is not None, var, system, as_json)
     with Client(server) as client:
-        if not raw:
-            text = _choose_input(client, text, options, var or [], system)
-        elif text is None:
-            raise _no_text()
+        if not raw and token_ids is None:
+            text = choose_input(client, text, options, var or [], system)
+        elif text is None and token_ids is None:
+            raise no_text()
         _answer(client, text, options, as_json)
+
+
+def _check_options(
+    options: GenerateOptions,
+    is_raw: bool,
+    var: list[str] | None,
+    system: str | None,
+    as_json: bool,
+) -> None:
+    if is_raw and (var or system is not None):
+        raise CommandFailed(
+            "the prompt is sent as it is; leave --var and --system out.", ExitCode.USAGE
+        )
+    if not as_json and ("top_logprobs" in options or "prompt_logprobs" in options):
+        raise CommandFailed("log-probabilities are shown with --json only.", ExitCode.USAGE)
 
 
 def _answer(client: Client, text: str | None, options: GenerateOptions, as_json: bool) -> None:
@@ -79,74 +174,37 @@ def _answer(client: Client, text: str | None, options: GenerateOptions, as_json:
         answer = client.generate(text, **options)
         first = {"text": answer.text, "finish_reason": answer.finish_reason}
         print_json({**first, **dataclasses.asdict(answer)})
-        return
+    elif options.get("n", 1) > 1:
+        answer = client.generate(text, **options)
+        for choice in answer.choices:
+            typer.secho(f"[{choice.index}] ", dim=True, nl=False)
+            typer.echo(choice.text)
+        _summarise(answer)
+    else:
+        _stream(client, text, options)
+
+
+def _stream(client: Client, text: str | None, options: GenerateOptions) -> None:
     with client.stream(text, **options) as stream:
         for piece in stream:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         typer.echo()
         if stream.generation is not None:
-            typer.secho(_summary(stream.generation), dim=True, err=True)
+            _summarise(stream.generation)
 
 
-def _choose_input(
-    client: Client,
-    text: str | None,
-    options: GenerateOptions,
-    assignments: list[str],
-    system: str | None,
-) -> str | None:
-    """Put the text where it fits: the adapter's recipe, else the base's chat template.
-
-    Returns the text if neither is there, to be sent as it is.
-    """
-    variables = dict(_assignment(item) for item in assignments)
-    adapter = options.get("adapter")
-    version = client.get_adapter(adapter).version if adapter else None
-    names = version.variables if version else ()
-    if variables or names:
-        options["variables"] = _fill(names, variables, text)
-        return None
-    if text is None:
-        raise _no_text()
-    if not client.model().has_chat_template:
-        return text
-    first = [] if system is None else [{"role": "system", "content": system}]
-    options["messages"] = [*first, {"role": "user", "content": text}]
-    return None
-
-
-def _fill(names: tuple[str, ...], variables: dict[str, str], text: str | None) -> dict[str, str]:
-    """The text goes to the one variable that is still open."""
-    if text is None:
-        return variables
-    unfilled = [name for name in names if name not in variables]
-    if len(unfilled) != 1:
-        listing = ", ".join(names) or "none"
-        raise CommandFailed(
-            f"the text would have to fill one variable, {len(unfilled)} are open (the adapter has: "
-            f"{listing}). Use --var NAME=VALUE, or --raw to send the text as it is.",
-            ExitCode.USAGE,
-        )
-    return {**variables, unfilled[0]: text}
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise CommandFailed(f"--var {text} has no '='; write NAME=VALUE.", ExitCode.USAGE)
-    return name, value
-
-
-def _no_text() -> CommandFailed:
-    return CommandFailed("there is no text; give it as an argument or by '-'.", ExitCode.USAGE)
-
-
-def _summary(generation: Generation) -> str:
-    version = generation.version
-    who = f"{version.adapter_name}@{version.number} {version.digest[:14]}" if version else "base"
+def _summarise(generation: Generation) -> None:
+    versions = [
+        f"{v.adapter_name}@{v.number} {v.digest[:14]}"
+        + (f" x {v.weight:g}" if v.weight != 1 else "")
+        for v in generation.versions
+    ]
     usage = generation.usage
-    return (
-        f"[{who}, {usage.prompt_tokens} + {usage.output_tokens} tokens, "
-        f"{generation.finish_reason}, seed {generation.seed}]"
+    reasons = " ".join(dict.fromkeys(choice.finish_reason for choice in generation.choices))
+    typer.secho(
+        f"[{' + '.join(versions) or 'base'}, {usage.prompt_tokens} + {usage.output_tokens} tokens, "
+        f"{reasons}, seed {generation.seed}]",
+        dim=True,
+        err=True,
     )
