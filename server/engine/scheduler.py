@@ -118,11 +118,13 @@ class Scheduler:
             sequence = self._find(request_id)
             if sequence is not None:
                 self._ending[request_id] = sequence
-        ended = [sequence for sequence in self._ending.values() if _has_ended(sequence, now)]
-        self._ending.clear()
-        for sequence in ended:
-            self.num_deadlines_passed += isinstance(sequence.error, DeadlineExpired)
-            self.finish(sequence)
+        ended = []
+        while self._ending:  # the end of one may bring the end of a sibling
+            sequence = self._ending.pop(next(iter(self._ending)))
+            if _has_ended(sequence, now):
+                self.num_deadlines_passed += isinstance(sequence.error, DeadlineExpired)
+                self.finish(sequence)
+                ended.append(sequence)
         return ended
 
     def finish(self, sequence: Sequence) -> None:
@@ -132,6 +134,7 @@ class Scheduler:
         elif sequence.id in self.waiting:
             self.waiting.remove(sequence)
         sequence.state = SequenceState.FINISHED
+        self._ending.pop(sequence.id, None)
         self._let_siblings_go(sequence)
 
     def plan(self, now: float) -> list[Chunk]:

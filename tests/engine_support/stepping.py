@@ -44,6 +44,7 @@ class Track:
 
     submitted: int
     sequence: Sequence
+    is_poisoned: bool = False
     first_token: int | None = None
     ended: int | None = None
     num_counted: int = 0  # prompt positions computed for the first time
@@ -59,6 +60,40 @@ class Track:
         """Steps to the last token."""
         assert self.ended is not None
         return self.ended - self.submitted
+
+
+class FakeMemory:
+    """What lies in every cell: which positions of what, so that reading anything else is seen."""
+
+    def __init__(self) -> None:
+        self.content: dict[int, object] = {}
+
+    def compute(
+        self, sequence: Sequence, end: int, window: int | None, *, is_poisoned: bool
+    ) -> None:
+        """Write the positions up to `end`, and check all that they read."""
+        expected = _contents(sequence, end)
+        cells = sequence.cells(0, end).tolist()
+        for position in range(sequence.num_computed, end):
+            self.content[cells[position]] = "poison" if is_poisoned else expected[position]
+        first = 0 if window is None else max(0, sequence.num_computed - window + 1)
+        if not is_poisoned:
+            read = [self.content[cell] for cell in cells[first:end]]
+            assert read == expected[first:end], f"{sequence.id} reads what is not its own"
+
+
+def _contents(sequence: Sequence, end: int) -> list[object]:
+    """Keys and values depend on the adapters, the virtual tokens and all tokens before; between
+    salts they must not be shared even where they are equal."""
+    request = sequence.request
+    previous: object = (request.adapters, request.num_virtual)
+    contents = []
+    for position in range(end):
+        token = position - request.num_virtual
+        what = ("virtual", position) if token < 0 else (request.salt, sequence.token_ids[token])
+        previous = hash((previous, what))
+        contents.append(previous)
+    return contents
 
 
 class Stepper:
@@ -91,6 +126,7 @@ class Stepper:
         self.num_steps = 0
         self.tracks: dict[str, Track] = {}
         self.live: set[str] = set()
+        self.memory: FakeMemory | None = None
         self.tokens: Counter[tuple[str, str]] = Counter()  # cost served, by share
 
     @property
@@ -112,8 +148,10 @@ class Stepper:
         deadline: float | None = None,
         after: str | None = None,
         score_from: int | None = None,
+        salt: str = "",
+        is_poisoned: bool = False,
     ) -> Sequence:
-        """A prompt of that many tokens, or of these."""
+        """A prompt of that many tokens, or of these. Poisoned: its logits are not finite."""
         tokens = tuple(range(prompt)) if isinstance(prompt, int) else prompt
         request = EngineRequest(
             name,
@@ -126,10 +164,11 @@ class Stepper:
             deadline=deadline,
             after=after,
             score_from=score_from,
+            salt=salt,
         )
         sequence = Sequence(request, block_size=BLOCK)
         sequence.submitted_at = self.now
-        self.tracks[name] = Track(self.num_steps, sequence)
+        self.tracks[name] = Track(self.num_steps, sequence, is_poisoned)
         self.live.add(name)
         self.scheduler.add(sequence)
         return sequence
@@ -177,24 +216,36 @@ class Stepper:
 
     def _run(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            sequence = chunk.sequence
+            sequence, track = chunk.sequence, self.tracks[chunk.sequence.id]
             end = sequence.num_computed + chunk.num_tokens
             self._check_cells(sequence, end)
+            if self.memory is not None:
+                self.memory.compute(sequence, end, self.window, is_poisoned=track.is_poisoned)
             self._count_prompt(sequence, end)
             sequence.num_computed = end
-            gives_token = not sequence.num_remaining and sequence.request.score_from is None
-            if gives_token:
-                sequence.token_ids.append(0)
-                self.tokens[_key(sequence)] += 2
-                track = self.tracks[sequence.id]
-                track.first_token = track.first_token or self.num_steps
-            is_final = not sequence.num_remaining or (
-                sequence.num_output >= sequence.request.stopping.max_output_tokens > 0
-            )
-            self.scheduler.computed(sequence, is_finite=gives_token or is_final)
-            if is_final:
-                self.scheduler.finish(sequence)
-                self._forget(sequence)
+        for chunk in chunks:  # as the engine does: when all are computed
+            self._settle(chunk.sequence)
+
+    def _settle(self, sequence: Sequence) -> None:
+        track, request = self.tracks[sequence.id], sequence.request
+        if track.is_poisoned and not sequence.num_remaining:
+            self._finish(sequence)
+            return
+        gives_token = not sequence.num_remaining and request.score_from is None
+        if gives_token:
+            sequence.token_ids.append(len(sequence.token_ids) % 7)
+            self.tokens[_key(sequence)] += 2
+            track.first_token = track.first_token or self.num_steps
+        is_final = not sequence.num_remaining or (
+            sequence.num_output >= request.stopping.max_output_tokens > 0
+        )
+        self.scheduler.computed(sequence, is_finite=gives_token or is_final)
+        if is_final:
+            self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self._forget(sequence)
 
     def _check_cells(self, sequence: Sequence, end: int) -> None:
         """All that the step reads and writes is the sequence's own, each position's once."""
