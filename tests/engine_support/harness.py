@@ -37,6 +37,7 @@ class LoadedAdapters:
         self.holders: Counter[str] = Counter()
         self.virtual: dict[str, int] = {}
         self.prefix: dict[str, int] = {}
+        self.evicted: set[str] = set()
         self.hidden: set[str] = set()  # digests that pretend to be still loading
         self.failures: dict[str, Exception] = {}
 
@@ -51,9 +52,16 @@ class LoadedAdapters:
         assert self.engine.bank.fits(weights) is None
         assert self.engine.bank.reserve(digest, weights)
         self.engine.bank.copy(digest, weights)
+        self.evicted.discard(digest)
         self.virtual[digest] = weights.num_virtual_tokens
         if weights.kind == "prefix":
             self.prefix[digest] = weights.num_virtual_tokens
+
+    def unload(self, digest: str) -> None:
+        """Take a version off the device unless somebody computes with it."""
+        if digest not in self.evicted and not self.holders[digest]:
+            self.engine.bank.free(digest)
+            self.evicted.add(digest)
 
     def reveal(self) -> None:
         """The hidden ones have arrived."""
@@ -62,7 +70,7 @@ class LoadedAdapters:
             self.engine.wake(digest)
 
     def is_ready(self, *digests: str) -> bool:
-        return (self.virtual.keys() - self.hidden).issuperset(digests)
+        return (self.virtual.keys() - self.hidden - self.evicted).issuperset(digests)
 
     def hold(self, *digests: str) -> bool:
         if self.is_ready(*digests):
