@@ -160,8 +160,9 @@ def test_a_directory_without_a_base_is_refused_unless_allowed(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"kind": "prefix"}, AdapterUnsupported, "kind prefix"),
+        ({"kind": "houlsby"}, AdapterUnsupported, "kind houlsby"),
         ({"servable": False}, AdapterUnsupported, "servable False"),
+        ({"kind": "prefix"}, AdapterInvalid, "kind: the manifest says prefix"),
         ({"kind": "soft_prompt"}, AdapterInvalid, "kind: the manifest says soft_prompt"),
         (
             {"files": [{"name": "adapter_config.json", "size": 1, "sha256": "0" * 64}]},
