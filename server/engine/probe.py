@@ -95,17 +95,25 @@ def probe_model(base: LoadedBase) -> ProbedModel:
         remove_attention(everything)
         model.set_attn_implementation(SERVING)
     _require_all_layers(base, [layer.index for layer in layers])
-    for layer in layers:
-        window = layer.facts.window
-        with refused_if_it_fails("asking for its attention mask"):
-            require_causal(
-                layer.mask, window=window, context_length=base.context_length, layer=layer.index
-            )
+    _require_causal(layers, base.context_length)
     return ProbedModel(
         layers=tuple(layer.facts for layer in layers),
         attention_modules=tuple(layer.module for layer in layers),
         site_groups=_group_sites(base.model, calls),
     )
+
+
+def _require_causal(layers: list[_LayerCall], context_length: int) -> None:
+    """Each mask once: layers of one kind share it, and a long context takes a while."""
+    different = {(id(layer.mask), layer.facts.window): layer for layer in reversed(layers)}
+    for layer in reversed(different.values()):
+        with refused_if_it_fails("asking for its attention mask"):
+            require_causal(
+                layer.mask,
+                window=layer.facts.window,
+                context_length=context_length,
+                layer=layer.index,
+            )
 
 
 def _require_all_layers(base: LoadedBase, called: list[int]) -> None:
