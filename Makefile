@@ -15,12 +15,13 @@ DEV_STAMP := .venv/.installed-dev
 INSTALL_INPUTS := pyproject.toml constraints.txt scripts/install
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --preset quick
+BENCH_OUT ?= runs/benchmarks
 SERVE_ARGS ?=
 
-.PHONY: help setup demo test check fmt protos serve bench clean
+.PHONY: help setup demo test check fmt protos serve bench bench-all clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BASE_STAMP): $(INSTALL_INPUTS)
 	@scripts/install base
@@ -52,6 +53,9 @@ serve: $(BASE_STAMP) ## serve the bundled base on 127.0.0.1:50051 (SERVE_ARGS="-
 
 bench: $(DEV_STAMP) ## measure serving against PEFT (BENCH_ARGS="--preset full --json out.jsonl")
 	@$(BIN)/python benchmarks/serving.py $(BENCH_ARGS)
+
+bench-all: $(DEV_STAMP) ## every benchmark of the record: 25 minutes, and nothing else should run (BENCH_OUT=DIR)
+	@$(BIN)/python benchmarks/all.py --out $(BENCH_OUT)
 
 clean: ## remove .venv and everything generated
 	@rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

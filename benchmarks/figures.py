@@ -41,8 +41,7 @@ class Figure:
     @property
     def text(self) -> str:
         """Value and unit."""
-        digits = f"{self.value:.3g}" if abs(self.value) < 100 else f"{self.value:.0f}"
-        return f"{digits} {self.unit}".strip()
+        return f"{short(self.value)} {self.unit}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +65,76 @@ class Figures:
 
     def report(self, console: Console, path: Path | None) -> None:
         """Print a table, and write the line if there is a path."""
-        table = Table(title=f"{self.benchmark}: {self.setting}", title_justify="left")
-        for heading in COLUMNS:
-            table.add_column(heading)
-        for row in self._rows():
-            table.add_row(*row)
-        console.print(table)
+        print_rows(console, f"{self.benchmark}: {self.setting}", COLUMNS, self._rows())
         if path is not None:
             path.write_text(self.to_json())
 
     def to_markdown(self) -> str:
         """A section with a table."""
-        lines = [
-            f"## {self.benchmark}",
-            "",
-            self.setting,
-            "",
-            *markdown_table(COLUMNS, self._rows()),
-        ]
-        return "\n".join(lines) + "\n"
+        return markdown_section(self.benchmark, self.setting, COLUMNS, self._rows())
 
     def _rows(self) -> list[list[str]]:
         return [[f.name, f.text, f.target, f.verdict] for f in self.figures]
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Named rows of numbers under headings."""
+
+    benchmark: str
+    setting: str
+    headings: tuple[str, ...]  # the first one stands over the names
+    rows: tuple[tuple[str, tuple[float, ...]], ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`."""
+        data: dict[str, Any] = json.loads(text)
+        rows = tuple((name, tuple(values)) for name, values in data.pop("rows"))
+        return cls(headings=tuple(data.pop("headings")), rows=rows, **data)
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self)) + "\n"
+
+    def report(self, console: Console, path: Path | None) -> None:
+        """Print a table, and write the line if there is a path."""
+        print_rows(console, f"{self.benchmark}: {self.setting}", self.headings, self._cells())
+        if path is not None:
+            path.write_text(self.to_json())
+
+    def to_markdown(self) -> str:
+        """A section with a table."""
+        return markdown_section(self.benchmark, self.setting, self.headings, self._cells())
+
+    def _cells(self) -> list[list[str]]:
+        return [[name, *map(short, values)] for name, values in self.rows]
+
+
 COLUMNS = ("figure", "measured", "target", "reached")
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def print_rows(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """A table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for heading in columns:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown_section(
+    title: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """A heading, a paragraph and a table."""
     ruler = ["---"] * len(columns)
-    return ["| " + " | ".join(cells) + " |" for cells in (columns, ruler, *rows)]
+    table = ["| " + " | ".join(cells) + " |" for cells in (columns, ruler, *rows)]
+    return "\n".join([f"## {title}", "", text, "", *table]) + "\n"

@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import markdown_section
 from benchmarks.presets import Setting
 from benchmarks.workload import RequestTrace, Workload
 
@@ -164,6 +165,24 @@ def print_lora_tax(rows: Sequence[Row], console: Console) -> None:
             f"concurrency {concurrency}",
             highlight=False,
         )
+
+
+def markdown_rows(rows: Sequence[Row]) -> str:
+    """A section with the rows and with what adapters cost."""
+    headings = [heading.replace("-\n", "").replace("\n", " ") for heading in COLUMNS.values()]
+    cells = [[_cell(key, getattr(row, key)) for key in COLUMNS] for row in rows]
+    taxes = [
+        f"- {system}, {concurrency} clients: {tax:.0%}"
+        for (system, _, concurrency), tax in lora_tax(rows).items()
+    ]
+    section = markdown_section(
+        "Serving",
+        f"{rows[0].model}, {rows[0].dtype}, {rows[0].rounds} interleaved rounds of "
+        f"{min(row.requests for row in rows)} to {max(row.requests for row in rows)} requests.",
+        headings,
+        cells,
+    )
+    return "\n".join([section, "What adapters cost of the base's tokens/s:", "", *taxes]) + "\n"
 
 
 def lora_tax(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
