@@ -1,0 +1,183 @@
+// Causal attention over the paged cache for decodes and prefill chunks alike. One pass over the keys
+// with a running maximum (Milakov and Gimelshein, arXiv 1805.02867), everything in float32.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "vectors.hpp"
+
+constexpr int KEY_TILE = 64;
+constexpr int WIDE = 8;  // query rows from which keys are transposed instead of dotted one by one
+
+struct AttentionTile {
+    int32_t sequence, row, count, length;  // row + i sees `length + i` keys
+};
+
+struct AttentionPlan {
+    int32_t num_tiles, table_width, block_size;
+    const AttentionTile* tiles;
+    const int32_t* tables;  // [sequences, table_width] block numbers
+};
+
+struct AttentionLayer {
+    int32_t heads, kv_heads, dim, value_dim;
+    int64_t cells;
+    const void *keys, *values;  // [kv_heads, cells, dim], [kv_heads, cells, value_dim]
+    float scaling;
+    int32_t window;      // key j is seen from position i iff j > i - window; 0: all
+    float softcap;       // scores become softcap * tanh(scores / softcap); 0: as they are
+    const float* sinks;  // [heads] logits that take part in the softmax and carry no value, or null
+};
+
+struct Scratch {
+    std::vector<float> q, keys, scores, values, out, top, total;
+    void fit(int m, int dim, int value_dim) {
+        q.resize((size_t)m * dim);
+        keys.resize((size_t)KEY_TILE * dim);
+        values.resize((size_t)KEY_TILE * value_dim);
+        scores.resize((size_t)m * KEY_TILE);
+        out.resize((size_t)m * value_dim);
+        top.resize(m);
+        total.resize(m);
+    }
+};
+
+template <class T>
+static void attention_tile(const AttentionLayer& layer, const AttentionPlan& plan,
+                           const AttentionTile& tile, int kv, const T* q, int64_t q_stride, T* out,
+                           Scratch& s) {
+    const int group = layer.heads / layer.kv_heads, m = tile.count * group;
+    const int dim = layer.dim, vdim = layer.value_dim;
+    s.fit(m, dim, vdim);
+    for (int i = 0; i < m; i++) {  // row i: query i / group, head i % group
+        const T* from = q + (int64_t)(tile.row + i / group) * q_stride;
+        const int head = kv * group + i % group;
+        widen(&s.q[(size_t)i * dim], from + (int64_t)head * dim, layer.scaling, dim);
+        s.top[i] = layer.sinks ? layer.sinks[head] : -INFINITY;
+        s.total[i] = layer.sinks ? 1.0f : 0.0f;
+    }
+    std::fill(s.out.begin(), s.out.begin() + (size_t)m * vdim, 0.0f);
+    const int32_t* table = plan.tables + (int64_t)tile.sequence * plan.table_width;
+    const T* keys = (const T*)layer.keys + (int64_t)kv * layer.cells * dim;
+    const T* values = (const T*)layer.values + (int64_t)kv * layer.cells * vdim;
+    const int longest = tile.length + tile.count - 1;
+    const int first = layer.window ? std::max(0, tile.length - layer.window) : 0;
+    int64_t cell[KEY_TILE];
+    for (int k0 = first; k0 < longest; k0 += KEY_TILE) {
+        const int n = std::min(KEY_TILE, longest - k0);
+        for (int j = 0; j < n; j++) {
+            const int position = k0 + j;
+            cell[j] = (int64_t)table[position / plan.block_size] * plan.block_size +
+                      position % plan.block_size;
+        }
+        const bool wide = m >= WIDE;
+        if (wide) {
+            for (int j = 0; j < KEY_TILE; j++) {
+                const T* key = keys + cell[std::min(j, n - 1)] * dim;
+                for (int d = 0; d < dim; d++) s.keys[(size_t)d * KEY_TILE + j] = get(key + d);
+            }
+            for (int j = 0; j < n; j++)
+                widen(&s.values[(size_t)j * vdim], values + cell[j] * vdim, 1.0f, vdim);
+            for (int i = 0; i < m; i++) {
+                v16 s0{}, s1{}, s2{}, s3{};
+                const float *query = &s.q[(size_t)i * dim], *k = s.keys.data();
+                for (int d = 0; d < dim; d++, k += KEY_TILE) {
+                    v16 w = splat(query[d]);
+                    s0 += w * load(k);
+                    s1 += w * load(k + 16);
+                    s2 += w * load(k + 32);
+                    s3 += w * load(k + 48);
+                }
+                float* to = &s.scores[(size_t)i * KEY_TILE];
+                store(to, s0);
+                store(to + 16, s1);
+                store(to + 32, s2);
+                store(to + 48, s3);
+            }
+        } else {
+            for (int j = 0; j < n; j++) {
+                const T* key = keys + cell[j] * dim;
+                for (int i = 0; i < m; i++)
+                    s.scores[(size_t)i * KEY_TILE + j] = dot(&s.q[(size_t)i * dim], key, dim);
+            }
+        }
+        for (int i = 0; i < m; i++) {
+            const int length = tile.length + i / group;
+            const int lo = layer.window ? std::max(0, length - layer.window - k0) : 0;
+            const int hi = std::min(n, length - k0);
+            if (lo >= hi) continue;
+            float* p = &s.scores[(size_t)i * KEY_TILE];
+            if (layer.softcap != 0.0f)
+                for (int j = lo; j < hi; j++) p[j] = layer.softcap * std::tanh(p[j] / layer.softcap);
+            float top = s.top[i];
+            for (int j = lo; j < hi; j++) top = p[j] > top || p[j] != p[j] ? p[j] : top;
+            for (int j = 0; j < lo; j++) p[j] = -INFINITY;
+            for (int j = hi; j < KEY_TILE; j++) p[j] = -INFINITY;
+            v16 added{};
+            for (int j = 0; j < KEY_TILE; j += 16) {
+                v16 e = exp16(load(p + j) - top);
+                store(p + j, e);
+                added += e;
+            }
+            const float keep = s.top[i] == -INFINITY ? 0.0f : std::exp(s.top[i] - top);
+            s.top[i] = top;
+            s.total[i] = s.total[i] * keep + sum(added);
+            float* acc = &s.out[(size_t)i * vdim];
+            if (keep != 1.0f)
+                for (int d = 0; d < vdim; d++) acc[d] *= keep;
+            int d = 0;
+            for (; d + 64 <= vdim; d += 64) {
+                v16 a0 = load(acc + d), a1 = load(acc + d + 16), a2 = load(acc + d + 32),
+                    a3 = load(acc + d + 48);
+                for (int j = lo; j < hi; j++) {
+                    v16 w = splat(p[j]);
+                    if (wide) {
+                        const float* v = &s.values[(size_t)j * vdim + d];
+                        a0 += w * load(v);
+                        a1 += w * load(v + 16);
+                        a2 += w * load(v + 32);
+                        a3 += w * load(v + 48);
+                    } else {
+                        const T* v = values + cell[j] * vdim + d;
+                        a0 += w * load(v);
+                        a1 += w * load(v + 16);
+                        a2 += w * load(v + 32);
+                        a3 += w * load(v + 48);
+                    }
+                }
+                store(acc + d, a0);
+                store(acc + d + 16, a1);
+                store(acc + d + 32, a2);
+                store(acc + d + 48, a3);
+            }
+            for (; d < vdim; d++) {
+                float a = acc[d];
+                for (int j = lo; j < hi; j++) a += p[j] * get(values + cell[j] * vdim + d);
+                acc[d] = a;
+            }
+        }
+    }
+    for (int i = 0; i < m; i++) {
+        T* to = out + ((int64_t)(tile.row + i / group) * layer.heads + kv * group + i % group) * vdim;
+        const float scale = 1.0f / s.total[i], *acc = &s.out[(size_t)i * vdim];
+        int d = 0;
+        for (; d + 16 <= vdim; d += 16) store(to + d, load(acc + d) * scale);
+        for (; d < vdim; d++) put(to + d, acc[d] * scale);
+    }
+}
+
+template <class T>
+static void attention(const AttentionLayer& layer, const AttentionPlan& plan, const T* q,
+                      int64_t q_stride, T* out) {
+    const int tasks = plan.num_tiles * layer.kv_heads;
+#pragma omp parallel if (tasks > 1)
+    {
+        static thread_local Scratch scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int task = 0; task < tasks; task++)
+            attention_tile(layer, plan, plan.tiles[task / layer.kv_heads], task % layer.kv_heads, q,
+                           q_stride, out, scratch);
+    }
+}
