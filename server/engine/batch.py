@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from polygraft.kernels.attention import AttentionPlan
-from polygraft.kernels.grouped import GroupedSegments
+from polygraft.kernels.native.attention import NativeAttentionPlan
 from polygraft.server.engine.sequence import Sequence
+
+
+class LoraUpdate(Protocol):
+    """What a site does to its output for some rows of the step."""
+
+    def add_(self, site: int, x: Tensor, y: Tensor) -> None:
+        """x: [num_tokens, in]; y: [num_tokens, out], changed in place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,8 @@ class ForwardBatch:
     positions: Tensor  # [num_tokens] int64, counted over virtual and real tokens
     slot_mapping: Tensor  # [num_tokens] int64: KV cell of each token
     virtual: list[VirtualRows]
-    attention: AttentionPlan
-    lora: list[GroupedSegments]
+    attention: AttentionPlan | NativeAttentionPlan
+    lora: list[LoraUpdate]
     logit_rows: Tensor  # [num_logits] int64
     samples: list[SampleRows]  # in the order of logit_rows
 
@@ -64,5 +73,5 @@ class StepSlot:
     """
 
     slot_mapping: Tensor | None = None
-    attention: AttentionPlan | None = None
-    lora: list[GroupedSegments] = field(default_factory=list)
+    attention: AttentionPlan | NativeAttentionPlan | None = None
+    lora: list[LoraUpdate] = field(default_factory=list)

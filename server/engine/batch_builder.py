@@ -6,35 +6,48 @@ LoRA come last and cost nothing extra.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polygraft.kernels.attention import AttentionPlan, Context, DecodeRows, PrefillRows
-from polygraft.kernels.grouped import GroupedSegments, Part, Segment, rank_class
+from polygraft.kernels.attention import AttentionPlan
+from polygraft.kernels.native.attention import NativeAttentionPlan
 from polygraft.server.engine.adapter_bank import AdapterBank
+from polygraft.server.engine.attention_tables import native_attention_plan, torch_attention_plan
 from polygraft.server.engine.batch import Chunk, ForwardBatch, SampleRows, VirtualRows
-from polygraft.server.engine.messages import AdapterShare
+from polygraft.server.engine.lora_tables import (
+    BASE_ONLY,
+    Key,
+    LoraTables,
+    LoraUpdate,
+    NativeLoraTables,
+    Span,
+    StackedLoraTables,
+)
 from polygraft.server.engine.sequence import Sequence as EngineSequence
-
-Composition = tuple[AdapterShare, ...]  # the LoRAs of a request: digests, as rows are used again
-Key = tuple[int, int]  # (rank class, slot); base-only rows sort last
-_BASE_ONLY: Key = (1 << 30, 0)
 
 
 class BatchBuilder:
     """Builds `ForwardBatch` records. Engine thread only."""
 
-    def __init__(self, bank: AdapterBank, device: torch.device) -> None:
+    def __init__(
+        self, bank: AdapterBank, device: torch.device, *, native_group: int | None
+    ) -> None:
+        """native_group: query heads per key head (the most of any layer) where the native kernels
+        run the batches, None where torch's do."""
         self._bank = bank
         self._device = device
+        self._native_group = native_group
+        self._lora: LoraTables = (
+            StackedLoraTables(bank, device) if native_group is None else NativeLoraTables(bank)
+        )
 
     def build(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         """The tensors of one step, for chunks whose blocks are allocated."""
-        keys = self._place(chunks)
+        keys = self._lora.place({c.sequence.id: c.sequence.request.adapters for c in chunks})
         ordered = sorted(chunks, key=lambda c: (keys[c.sequence.id], c.num_tokens > 1))
         starts = np.cumsum([0, *(c.num_tokens for c in ordered)]).tolist()
         samples, logit_rows = _sampled_rows(ordered, starts)
@@ -44,7 +57,7 @@ class BatchBuilder:
             slot_mapping=self._tensor(np.concatenate([_cells(c) for c in ordered])),
             virtual=self._virtual_rows(ordered, starts),
             attention=self._attention(ordered, starts),
-            lora=self._segments(ordered, starts, keys),
+            lora=self._updates([keys[c.sequence.id] for c in ordered], starts),
             logit_rows=self._tensor(np.asarray(logit_rows, dtype=np.int64)),
             samples=samples,
         )
@@ -52,38 +65,14 @@ class BatchBuilder:
     def _tensor(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 
-    def _place(self, chunks: Sequence[Chunk]) -> dict[str, Key]:
-        """Stack slot of every sequence; brings the adapters of this step into the stacks."""
-        wanted: dict[int, dict[Composition, tuple[Part, ...]]] = defaultdict(dict)
-        owner: dict[str, tuple[int, Composition]] = {}
-        for chunk in chunks:
-            part_of = self._bank.parts(chunk.sequence.request.adapters)
-            if part_of:
-                composition, parts = tuple(part_of), tuple(part_of.values())
-                count = rank_class(parts)
-                wanted[count][composition] = parts
-                owner[chunk.sequence.id] = (count, composition)
-        slots = {count: self._bank.stack(count).place(parts) for count, parts in wanted.items()}
-        keys = {chunk.sequence.id: _BASE_ONLY for chunk in chunks}
-        for sequence_id, (count, composition) in owner.items():
-            keys[sequence_id] = (count, slots[count][composition])
-        return keys
-
-    def _segments(
-        self, ordered: Sequence[Chunk], starts: Sequence[int], keys: dict[str, Key]
-    ) -> list[GroupedSegments]:
-        spans: dict[Key, list[int]] = {}
-        for index, chunk in enumerate(ordered):
-            key = keys[chunk.sequence.id]
-            if key != _BASE_ONLY:
-                spans.setdefault(key, [starts[index], 0])[1] = starts[index + 1]
-        by_class: dict[int, list[Segment]] = defaultdict(list)
-        for (count, slot), (start, end) in spans.items():
-            by_class[count].append(Segment(slot, start, end))
-        return [
-            GroupedSegments(self._bank.stack(count), segments, self._device)
-            for count, segments in by_class.items()
-        ]
+    def _updates(self, keys: Sequence[Key], starts: Sequence[int]) -> list[LoraUpdate]:
+        """keys: of each chunk in order; starts: the row where each begins, and the end."""
+        spans = []
+        for key, group in groupby(range(len(keys)), key=lambda index: keys[index]):
+            chunks = list(group)
+            if key != BASE_ONLY:
+                spans.append(Span(key, starts[chunks[0]], starts[chunks[-1] + 1]))
+        return self._lora.updates(spans)
 
     def _virtual_rows(self, ordered: Sequence[Chunk], starts: Sequence[int]) -> list[VirtualRows]:
         found = []
@@ -102,40 +91,13 @@ class BatchBuilder:
         assert prompt is not None, "a soft prompt left the device while in use"
         return prompt
 
-    def _attention(self, ordered: Sequence[Chunk], starts: Sequence[int]) -> AttentionPlan:
-        prefills, decode_rows, decodes = [], [], []
-        for chunk, start in zip(ordered, starts, strict=False):
-            context = self._context(chunk)
-            if chunk.num_tokens == 1:
-                decode_rows.append(start)
-                decodes.append(context)
-            else:
-                prefills.append(PrefillRows(start, start + chunk.num_tokens, context))
-        return AttentionPlan(prefills, self._decode_rows(decode_rows, decodes, bool(prefills)))
-
-    def _context(self, chunk: Chunk) -> Context:
-        length = chunk.sequence.num_computed + chunk.num_tokens
-        cells = chunk.sequence.cells(0, length)
-        return Context(self._tensor(cells), chunk.sequence.first_cell(length))
-
-    def _decode_rows(
-        self, rows: list[int], contexts: list[Context], has_prefills: bool
-    ) -> DecodeRows | None:
-        if not rows:
-            return None
-        lengths = np.asarray([context.length for context in contexts], dtype=np.int64)
-        cells = torch.nn.utils.rnn.pad_sequence(
-            [context.cells for context in contexts], batch_first=True, padding_value=-1
-        )
-        # Padding points at the row's own first cell: a stranger's cell could hold a NaN.
-        cells = torch.where(cells < 0, cells[:, :1], cells)
-        row_table = np.asarray(rows, dtype=np.int64)
-        return DecodeRows(
-            rows=self._tensor(row_table) if has_prefills else None,
-            cells=cells,
-            lengths=self._tensor(lengths),
-            contexts=contexts,
-        )
+    def _attention(
+        self, ordered: Sequence[Chunk], starts: Sequence[int]
+    ) -> AttentionPlan | NativeAttentionPlan:
+        if self._native_group is None:
+            return torch_attention_plan(ordered, starts, self._device)
+        size = ordered[0].sequence.block_size
+        return native_attention_plan(ordered, starts, block_size=size, group=self._native_group)
 
 
 def _positions(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

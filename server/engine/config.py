@@ -85,6 +85,10 @@ class EngineConfig(BaseModel):
     pack_weights: bool = Field(
         True, description="Prepack weights for the CPU (faster; off keeps plain layouts)."
     )
+    native_kernels: bool = Field(
+        True,
+        description="Compile and use the C++ kernels (off, or without a compiler: torch's).",
+    )
 
     @field_validator("namespace_weights", "adapter_weights", mode="before")
     @classmethod

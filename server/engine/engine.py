@@ -89,7 +89,9 @@ class Engine:
         self.config = config
         self.bank = bank
         self._runner = runner
-        self._builder = BatchBuilder(bank, torch.device(config.device))
+        self._builder = BatchBuilder(
+            bank, torch.device(config.device), native_group=runner.native_group
+        )
         self._blocks = BlockPool(runner.cache.num_cells // config.block_size)
         self._intake: SimpleQueue[Sequence | str | object] = SimpleQueue()
         self._admission = Admission(
@@ -126,7 +128,9 @@ class Engine:
         cache = KVCache(
             probed.layers, num_cells(config, loaded, probed), dtype=loaded.dtype, device=device
         )
-        runner = ModelRunner(loaded, probed, cache, pack=config.pack_weights)
+        runner = ModelRunner(
+            loaded, probed, cache, pack=config.pack_weights, native=config.native_kernels
+        )
         bank = AdapterBank(
             runner.sites,
             pool_rows=config.pool_rows,

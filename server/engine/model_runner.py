@@ -5,6 +5,7 @@ The only place that touches the model. No policy: it runs the batch that it is g
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,13 +13,19 @@ from torch import Tensor, nn
 
 from polygraft.kernels.attention import PagedAttention
 from polygraft.kernels.linear import PackedLinear
+from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan
+from polygraft.kernels.native.library import TYPES, native_kernels
 from polygraft.server.engine.base import LoadedBase, output_head
 from polygraft.server.engine.batch import ForwardBatch, StepSlot
+from polygraft.server.engine.fused_layer import fuse_layers
 from polygraft.server.engine.interface import install_attention
 from polygraft.server.engine.kv_cache import KVCache
 from polygraft.server.engine.memory import release_checkpoint
 from polygraft.server.engine.probe import ProbedModel
 from polygraft.server.engine.sites import build_sites
+
+
+logger = logging.getLogger(__name__)
 
 
 class OutputHead(nn.Module):
@@ -41,13 +48,16 @@ class ModelRunner:
     """Runs batches. Owns the patched model and the KV cache; engine thread only."""
 
     def __init__(
-        self, base: LoadedBase, probed: ProbedModel, cache: KVCache, *, pack: bool
+        self, base: LoadedBase, probed: ProbedModel, cache: KVCache, *, pack: bool, native: bool
     ) -> None:
+        """native: use the C++ kernels where this machine can compile them."""
         self.base = base
         self.cache = cache
         self._slot = StepSlot()
         self._layer_of = {id(module): i for i, module in enumerate(probed.attention_modules)}
         self._attention = PagedAttention()
+        self._native_attention: dict[int, NativeAttention] = {}  # by layer, made when first used
+        self.native_group = _native_group(base, probed) if native else None
         self._embedding = base.model.get_input_embeddings()
         self.sites = build_sites(base.model, probed.site_groups, self._slot, pack=pack)
         install_attention(probed.attention_modules, self._attend)
@@ -55,6 +65,15 @@ class ModelRunner:
         if pack and type(head) is nn.Linear:
             base.model.set_output_embeddings(OutputHead(head, self._embedding))  # type: ignore[no-untyped-call]
         release_checkpoint(base.model)
+        self.num_fused_layers = 0
+        if self.native_group is not None:
+            self.num_fused_layers = fuse_layers(base.model, probed, cache)
+        logger.info(
+            "CPU kernels: %s; %d of %d layers fused",
+            "torch" if self.native_group is None else "native",
+            self.num_fused_layers,
+            len(probed.layers),
+        )
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> Tensor:
@@ -98,6 +117,19 @@ class ModelRunner:
         assert plan is not None, "attention was called outside a step"
         assert cells is not None
         self.cache.write(layer, cells, k, v)
+        if isinstance(plan, NativeAttentionPlan):
+            if layer not in self._native_attention:
+                self._native_attention[layer] = NativeAttention(
+                    self.cache.keys[layer],
+                    self.cache.values[layer],
+                    heads=q.shape[0],
+                    scaling=scaling,
+                    window=window,
+                    softcap=softcap,
+                    sinks=None if sinks is None else sinks.detach().float().contiguous(),
+                )
+            rows = q.transpose(0, 1).flatten(1).contiguous()
+            return self._native_attention[layer](plan, rows).view(q.shape[1], q.shape[0], -1)
         return self._attention(
             plan,
             q.transpose(0, 1),
@@ -108,3 +140,13 @@ class ModelRunner:
             softcap=softcap,
             sinks=sinks,
         )
+
+
+def _native_group(base: LoadedBase, probed: ProbedModel) -> int | None:
+    """Query heads per key head (the most of any layer), if the native kernels can run this base."""
+    if base.dtype not in TYPES:
+        logger.warning("the native kernels do not compute %s; torch's are used", base.dtype)
+        return None
+    if native_kernels() is None:
+        return None
+    return max(layer.heads // layer.kv_heads for layer in probed.layers)

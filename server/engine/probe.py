@@ -35,12 +35,16 @@ _PROBE_TOKENS = 29
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What one attention layer needs from the cache, and how far back it looks."""
+    """What one attention layer computes, and needs from the cache."""
 
+    heads: int
     kv_heads: int
     head_dim: int
     value_dim: int
+    scaling: float
     window: int | None  # positions that a query sees, its own included; None: all
+    softcap: float | None
+    has_sinks: bool
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,17 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     def record(
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, *rest: Any
     ) -> Tensor:
-        window, _softcap, _sinks, mask = rest
-        facts = LayerFacts(k.shape[0], k.shape[2], v.shape[2], window)
+        window, softcap, sinks, mask = rest
+        facts = LayerFacts(
+            heads=q.shape[0],
+            kv_heads=k.shape[0],
+            head_dim=k.shape[2],
+            value_dim=v.shape[2],
+            scaling=scaling,
+            window=window,
+            softcap=softcap,
+            has_sinks=sinks is not None,
+        )
         layers.append(_LayerCall(getattr(module, "layer_idx", -1), module, facts, mask))
         groups = q.shape[0] // k.shape[0]
         keys, values = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)

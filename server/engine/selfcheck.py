@@ -88,7 +88,7 @@ def check_numbers(
     request = EngineRequest("selfcheck", tuple(ids), Stopping(max_output_tokens=1))
     sequence = Sequence(request, block_size=block_size)
     sequence.add_blocks(list(range(sequence.num_blocks_missing(len(ids)))))
-    builder = BatchBuilder(bank, torch.device("cpu"))
+    builder = BatchBuilder(bank, torch.device("cpu"), native_group=runner.native_group)
     logits = reference.logits[None]
     while sequence.num_remaining:
         last = sequence.num_remaining <= _CHUNK + 1

@@ -64,6 +64,7 @@ class Sequence:
         self.scores: list[TokenLogprob] = []  # of prompt tokens, from the first that is scored
         self.chooser = TokenChooser(request)
         self.block_size = block_size
+        self.block_table: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)  # `blocks` again
         self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
 
@@ -149,6 +150,7 @@ class Sequence:
         adjacent = all(b == a + 1 for a, b in pairwise(chain))
         self._is_contiguous = self._is_contiguous and adjacent
         self.blocks += blocks
+        self.block_table = np.asarray(self.blocks, dtype=np.int32)
         starts = np.asarray(blocks, dtype=np.int64) * self.block_size
         new = (starts[:, None] + np.arange(self.block_size, dtype=np.int64)).reshape(-1)
         self._cells = np.concatenate([self._cells, new])
@@ -169,6 +171,7 @@ class Sequence:
         if dropped:
             self.num_dropped = count
             self.blocks[:count] = [self.blocks[count]] * count
+            self.block_table = np.asarray(self.blocks, dtype=np.int32)
             size = self.block_size
             self._cells[: count * size] = np.tile(self._cells[count * size :][:size], count)
             self._is_contiguous = False
@@ -186,6 +189,7 @@ class Sequence:
     def take_blocks(self) -> list[int]:
         """Give up all blocks; every position must be computed again."""
         blocks, self.blocks, self.num_dropped = self.held_blocks, [], 0
+        self.block_table = np.empty(0, dtype=np.int32)
         self._cells = np.empty(0, dtype=np.int64)
         self._is_contiguous = True
         self.num_computed = self.num_indexed = 0

@@ -33,14 +33,19 @@ class Site:
         self._x: Tensor | None = None
         self._y: Tensor | None = None
 
+    def run(self, x: Tensor, slot: StepSlot) -> Tensor:
+        """The base product and the low-rank updates. x: [num_tokens, in] -> [num_tokens, out]."""
+        y = self.linear(x)
+        for update in slot.lora:
+            update.add_(self.index, x, y)
+        return y
+
     def output(self, x: Tensor, slot: StepSlot, *, last: bool) -> Tensor:
         """The concatenated output of the site for x [..., in_features], one row per token."""
         if x is self._x and self._y is not None:
             y = self._y
         else:
-            y = self.linear(x)
-            for group in slot.lora:
-                group.add_(self.index, x.flatten(0, -2), y.flatten(0, -2))
+            y = self.run(x.flatten(0, -2), slot).view(*x.shape[:-1], -1)
             self._x, self._y = x, y
         if last:  # never keep a tensor past the layer
             self._x = self._y = None

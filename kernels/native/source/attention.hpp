@@ -44,6 +44,26 @@ struct Scratch {
     }
 };
 
+// Scores of R rows against a tile of transposed keys; the rows share each reading of a key.
+template <int R>
+static inline void score_rows(Scratch& s, int row, int dim) {
+    v16 a[R][4] = {};
+    const float* k = s.keys.data();
+    const float* q = &s.q[(size_t)row * dim];
+    for (int d = 0; d < dim; d++, k += KEY_TILE) {
+        const v16 k0 = load(k), k1 = load(k + 16), k2 = load(k + 32), k3 = load(k + 48);
+        for (int r = 0; r < R; r++) {
+            const v16 w = splat(q[(size_t)r * dim + d]);
+            a[r][0] += w * k0;
+            a[r][1] += w * k1;
+            a[r][2] += w * k2;
+            a[r][3] += w * k3;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 4; c++) store(&s.scores[(size_t)(row + r) * KEY_TILE + c * 16], a[r][c]);
+}
+
 template <class T>
 static void attention_tile(const AttentionLayer& layer, const AttentionPlan& plan,
                            const AttentionTile& tile, int kv, const T* q, int64_t q_stride, T* out,
@@ -80,22 +100,9 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
             }
             for (int j = 0; j < n; j++)
                 widen(&s.values[(size_t)j * vdim], values + cell[j] * vdim, 1.0f, vdim);
-            for (int i = 0; i < m; i++) {
-                v16 s0{}, s1{}, s2{}, s3{};
-                const float *query = &s.q[(size_t)i * dim], *k = s.keys.data();
-                for (int d = 0; d < dim; d++, k += KEY_TILE) {
-                    v16 w = splat(query[d]);
-                    s0 += w * load(k);
-                    s1 += w * load(k + 16);
-                    s2 += w * load(k + 32);
-                    s3 += w * load(k + 48);
-                }
-                float* to = &s.scores[(size_t)i * KEY_TILE];
-                store(to, s0);
-                store(to + 16, s1);
-                store(to + 32, s2);
-                store(to + 48, s3);
-            }
+            int i = 0;
+            for (; i + 4 <= m; i += 4) score_rows<4>(s, i, dim);
+            for (; i < m; i++) score_rows<1>(s, i, dim);
         } else {
             for (int j = 0; j < n; j++) {
                 const T* key = keys + cell[j] * dim;
@@ -172,7 +179,13 @@ template <class T>
 static void attention(const AttentionLayer& layer, const AttentionPlan& plan, const T* q,
                       int64_t q_stride, T* out) {
     const int tasks = plan.num_tiles * layer.kv_heads;
-#pragma omp parallel if (tasks > 1)
+    int64_t work = 0;  // multiplications, about
+    for (int i = 0; i < plan.num_tiles; i++) {
+        const int64_t seen = plan.tiles[i].length;
+        const int64_t keys = layer.window ? std::min<int64_t>(seen, layer.window) : seen;
+        work += plan.tiles[i].count * keys * layer.heads * (layer.dim + layer.value_dim);
+    }
+#pragma omp parallel if (tasks > 1 && work > WORTH_THREADS)
     {
         static thread_local Scratch scratch;
 #pragma omp for schedule(dynamic, 1)

@@ -80,7 +80,13 @@ static void lora_tile(const LoraSite& site, const LoraPlan& plan, const LoraTile
 template <class T>
 static void lora(const LoraSite& site, const LoraPlan& plan, const T* x, T* y) {
     const int tasks = plan.num_tiles * site.slices;
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1)
+    int64_t work = 0;  // multiplications, about
+    for (int i = 0; i < plan.num_tiles; i++) {
+        const LoraTile& tile = plan.tiles[i];
+        for (int p = tile.part_begin; p < tile.part_end; p++)
+            work += (int64_t)tile.count * plan.parts[p].rows * (site.slices * site.in + site.out);
+    }
+#pragma omp parallel for schedule(dynamic, 1) if (work > WORTH_THREADS)
     for (int task = 0; task < tasks; task++)
         lora_tile(site, plan, plan.tiles[task / site.slices], task % site.slices, x, y);
 }

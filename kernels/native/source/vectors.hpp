@@ -8,6 +8,9 @@
 #include <immintrin.h>
 #endif
 
+// Multiplications from which a second thread pays for being woken, some ten microseconds' worth.
+constexpr int64_t WORTH_THREADS = 200000;
+
 typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t i16 __attribute__((vector_size(64)));
 typedef uint32_t u16 __attribute__((vector_size(64)));
