@@ -14,6 +14,8 @@ COPY . /source
 RUN /source/scripts/docker/install.sh /opt/polygraft
 
 FROM ${PYTHON_IMAGE}
+# The CPU kernels are compiled for the processor they run on, when first used (docs/decisions/0010).
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/polygraft polygraft
 COPY --from=install /opt/polygraft /opt/polygraft
 COPY --from=install /source/scripts/docker/smoke.sh /usr/local/libexec/polygraft-smoke

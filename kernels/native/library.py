@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64,
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the kernels' number of each storage format
 
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "rms_norm": [_INT, _POINTER, _POINTER, _POINTER, _LONG, _INT, _FLOAT],
     "add_rms_norm": [_INT, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _FLOAT],
     "silu_mul": [_INT, _POINTER, _POINTER, _LONG, _INT],

@@ -17,12 +17,17 @@ from polygraft.kernels.attention import AttentionPlan
 from polygraft.kernels.native.attention import NativeAttentionPlan
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.attention_tables import native_attention_plan, torch_attention_plan
-from polygraft.server.engine.batch import Chunk, ForwardBatch, SampleRows, VirtualRows
+from polygraft.server.engine.batch import (
+    Chunk,
+    ForwardBatch,
+    LoraUpdate,
+    SampleRows,
+    VirtualRows,
+)
 from polygraft.server.engine.lora_tables import (
     BASE_ONLY,
     Key,
     LoraTables,
-    LoraUpdate,
     NativeLoraTables,
     Span,
     StackedLoraTables,

@@ -102,20 +102,18 @@ def _is_known(layer: nn.Module, facts: LayerFacts) -> bool:
         and _is_site(attention.o_proj)
         and _is_site(mlp.gate_proj, mlp.up_proj)
         and _is_site(mlp.down_proj)
-        and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+        and isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))
         and facts.head_dim == facts.value_dim
     )
 
 
-def _is_site(*members: nn.Module) -> bool:
+def _is_site(*modules: nn.Module) -> bool:
     """Whether these are all the members of one site, in its order."""
-    sites = [m.site for m in members if isinstance(m, Member)]
-    return (
-        len(sites) == len(members)
-        and all(site is sites[0] for site in sites)
-        and [m.low for m in members] == sorted(m.low for m in members)  # type: ignore[arg-type]
-        and len(sites[0].names) == len(members)
-    )
+    members = [module for module in modules if isinstance(module, Member)]
+    if len(members) != len(modules) or len(members[0].site.names) != len(members):
+        return False
+    lows = [member.low for member in members]
+    return lows == sorted(lows) and all(m.site is members[0].site for m in members)
 
 
 def _norm(module: Any) -> tuple[Tensor, float]:

@@ -75,7 +75,9 @@ class NativeLoraTables:
 
 def _parts(key: Key) -> tuple[tuple[int, int, float], ...]:
     numbers = iter(key)
-    return tuple((int(row0), int(rows), weight) for row0, rows, weight in zip(*[numbers] * 3, strict=True))
+    return tuple(
+        (int(row0), int(rows), weight) for row0, rows, weight in zip(*[numbers] * 3, strict=True)
+    )
 
 
 class StackedLoraTables:

@@ -24,7 +24,6 @@ from polygraft.server.engine.memory import release_checkpoint
 from polygraft.server.engine.probe import ProbedModel
 from polygraft.server.engine.sites import build_sites
 
-
 logger = logging.getLogger(__name__)
 
 

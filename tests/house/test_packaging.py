@@ -96,6 +96,13 @@ def test_the_wheel_holds_every_module_and_nothing_outside_the_package(built: Pat
     assert [name for name in expected if name not in names] == []
 
 
+def test_the_wheel_holds_the_sources_of_the_native_kernels(built: Path) -> None:
+    names = wheel_contents(wheel_in(built / "direct")).keys()
+    sources = [f"polygraft/{path}" for path in listed_files("kernels/native/source/")]
+    assert len(sources) >= 5
+    assert [name for name in sources if name not in names] == []
+
+
 def test_the_wheel_holds_the_bundled_base_the_protos_their_stubs_and_the_licence(
     built: Path,
 ) -> None:

@@ -20,17 +20,21 @@ CHUNKS = (1, 7, 64)
 EVERY = list(product(CHUNKS, (True, False), (True, False)))  # chunk, prefix cache, preemption
 THOROUGH = ("llama", "gpt2", "gpt_oss", "deepseek_v3")  # get every combination
 MAX_PREEMPTIONS = 3  # of one request
-Combination = tuple[str, int, bool, bool]
+Combination = tuple[str, int, bool, bool, bool]  # the last: native kernels
 
 
 def combinations() -> list[Combination]:
-    """Two that differ in everything for every architecture; all of them for a few."""
-    chosen: list[Combination] = [(name, *each) for name in THOROUGH for each in EVERY]
+    """Three that differ for every architecture, two with the native kernels and one with torch's;
+    all of them for a few."""
+    chosen: list[Combination] = [(name, *each, True) for name in THOROUGH for each in EVERY]
+    chosen += [(name, *each, False) for name in THOROUGH for each in EVERY if each[0] == 7]
     others = [name for name in SERVED if name not in THOROUGH]
     for i, name in enumerate(others):
         chunk, cache, preempts = EVERY[i % len(EVERY)]
-        other_chunk = CHUNKS[(CHUNKS.index(chunk) + 1) % len(CHUNKS)]
-        chosen += [(name, chunk, cache, preempts), (name, other_chunk, not cache, not preempts)]
+        second, third = (CHUNKS[(CHUNKS.index(chunk) + step) % len(CHUNKS)] for step in (1, 2))
+        chosen.append((name, chunk, cache, preempts, True))
+        chosen.append((name, second, not cache, not preempts, True))
+        chosen.append((name, third, not cache, preempts, False))
     return chosen
 
 
@@ -54,7 +58,7 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "chunk", "prefix_cache", "preempts"),
+    ("architecture", "chunk", "prefix_cache", "preempts", "native"),
     combinations(),
     ids=lambda value: {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value),
 )
@@ -63,10 +67,11 @@ def test_a_mixed_batch_equals_peft_alone(
     chunk: int,
     prefix_cache: bool,
     preempts: bool,
+    native: bool,
     solo: Callable[[str], Solo],
 ) -> None:
     alone = solo(architecture)
-    harness = alone.harness(max_chunk=chunk, prefix_cache=prefix_cache)
+    harness = alone.harness(max_chunk=chunk, prefix_cache=prefix_cache, native_kernels=native)
     driver = Driver(harness, preempts=preempts)
     first, second = alone.requests[::2], alone.requests[1::2]
     for i, request in enumerate((*first, *second)):
