@@ -42,6 +42,8 @@ class BlockPool:
 
         after: the last block the caller holds; its successors are taken if they are free.
         """
+        if count == 0:  # the common case of a decode; looking for a place would scan all of them
+            return []
         if count > self.num_free:
             return None
         while count > len(self._free):

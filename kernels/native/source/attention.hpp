@@ -64,17 +64,91 @@ static inline void score_rows(Scratch& s, int row, int dim) {
         for (int c = 0; c < 4; c++) store(&s.scores[(size_t)(row + r) * KEY_TILE + c * 16], a[r][c]);
 }
 
+// out[row + r] += weights[row + r] . values, for n keys of the tile; the rows share each reading of
+// a value. `at(j)` is where value j stands. Hidden keys have weight 0.
+template <int R, class At>
+static inline void value_rows(Scratch& s, int row, int n, int dim, At at) {
+    const float* p = &s.scores[(size_t)row * KEY_TILE];
+    float* out = &s.out[(size_t)row * dim];
+    int d = 0;
+    for (; d + 64 <= dim; d += 64) {
+        v16 a[R][4];
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < 4; c++) a[r][c] = load(out + (size_t)r * dim + d + c * 16);
+        for (int j = 0; j < n; j++) {
+            const auto* v = at(j) + d;
+            const v16 v0 = load(v), v1 = load(v + 16), v2 = load(v + 32), v3 = load(v + 48);
+            for (int r = 0; r < R; r++) {
+                const v16 w = splat(p[(size_t)r * KEY_TILE + j]);
+                a[r][0] += w * v0;
+                a[r][1] += w * v1;
+                a[r][2] += w * v2;
+                a[r][3] += w * v3;
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < 4; c++) store(out + (size_t)r * dim + d + c * 16, a[r][c]);
+    }
+    for (; d < dim; d++)
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < n; j++)
+                out[(size_t)r * dim + d] += p[(size_t)r * KEY_TILE + j] * get(at(j) + d);
+}
+
+template <class At>
+static inline void all_value_rows(Scratch& s, int m, int n, int dim, At at) {
+    int i = 0;
+    for (; i + 4 <= m; i += 4) value_rows<4>(s, i, n, dim, at);
+    if (i + 3 == m) {
+        value_rows<3>(s, i, n, dim, at);
+        return;
+    }
+    for (; i < m; i++) value_rows<1>(s, i, n, dim, at);
+}
+
+// Turns the scores of row i against keys [lo, hi) of a tile into weights under the running maximum.
+static inline void soften(Scratch& s, int i, int lo, int hi, float softcap, int value_dim) {
+    float* p = &s.scores[(size_t)i * KEY_TILE];
+    if (softcap != 0.0f)
+        for (int j = lo; j < hi; j++) p[j] = softcap * std::tanh(p[j] / softcap);
+    for (int j = 0; j < lo; j++) p[j] = -INFINITY;
+    for (int j = std::max(lo, hi); j < KEY_TILE; j++) p[j] = -INFINITY;
+    float top = s.top[i];
+    for (int j = lo; j < hi; j++) top = p[j] > top || p[j] != p[j] ? p[j] : top;
+    if (top == -INFINITY) {  // nothing seen yet: no weights, and no -inf - -inf
+        std::fill(p, p + KEY_TILE, 0.0f);
+        return;
+    }
+    v16 added{};
+    for (int j = 0; j < KEY_TILE; j += 16) {
+        const v16 e = exp16(load(p + j) - top);
+        store(p + j, e);
+        added += e;
+    }
+    const float keep = s.top[i] == -INFINITY ? 0.0f : std::exp(s.top[i] - top);
+    s.top[i] = top;
+    s.total[i] = s.total[i] * keep + sum(added);
+    if (keep != 1.0f) {
+        float* out = &s.out[(size_t)i * value_dim];
+        for (int d = 0; d < value_dim; d++) out[d] *= keep;
+    }
+}
+
 template <class T>
 static void attention_tile(const AttentionLayer& layer, const AttentionPlan& plan,
                            const AttentionTile& tile, int kv, const T* q, int64_t q_stride, T* out,
                            Scratch& s) {
     const int group = layer.heads / layer.kv_heads, m = tile.count * group;
     const int dim = layer.dim, vdim = layer.value_dim;
+    const bool wide = m >= WIDE;
     s.fit(m, dim, vdim);
+    const auto query = [&](int i) {
+        return q + (int64_t)(tile.row + i / group) * q_stride +
+               (int64_t)(kv * group + i % group) * dim;
+    };
     for (int i = 0; i < m; i++) {  // row i: query i / group, head i % group
-        const T* from = q + (int64_t)(tile.row + i / group) * q_stride;
         const int head = kv * group + i % group;
-        widen(&s.q[(size_t)i * dim], from + (int64_t)head * dim, layer.scaling, dim);
+        if (wide) widen(&s.q[(size_t)i * dim], query(i), layer.scaling, dim);
         s.top[i] = layer.sinks ? layer.sinks[head] : -INFINITY;
         s.total[i] = layer.sinks ? 1.0f : 0.0f;
     }
@@ -92,7 +166,6 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
             cell[j] = (int64_t)table[position / plan.block_size] * plan.block_size +
                       position % plan.block_size;
         }
-        const bool wide = m >= WIDE;
         if (wide) {
             for (int j = 0; j < KEY_TILE; j++) {
                 const T* key = keys + cell[std::min(j, n - 1)] * dim;
@@ -107,64 +180,18 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
             for (int j = 0; j < n; j++) {
                 const T* key = keys + cell[j] * dim;
                 for (int i = 0; i < m; i++)
-                    s.scores[(size_t)i * KEY_TILE + j] = dot(&s.q[(size_t)i * dim], key, dim);
+                    s.scores[(size_t)i * KEY_TILE + j] = layer.scaling * dot(query(i), key, dim);
             }
         }
         for (int i = 0; i < m; i++) {
             const int length = tile.length + i / group;
             const int lo = layer.window ? std::max(0, length - layer.window - k0) : 0;
-            const int hi = std::min(n, length - k0);
-            if (lo >= hi) continue;
-            float* p = &s.scores[(size_t)i * KEY_TILE];
-            if (layer.softcap != 0.0f)
-                for (int j = lo; j < hi; j++) p[j] = layer.softcap * std::tanh(p[j] / layer.softcap);
-            float top = s.top[i];
-            for (int j = lo; j < hi; j++) top = p[j] > top || p[j] != p[j] ? p[j] : top;
-            for (int j = 0; j < lo; j++) p[j] = -INFINITY;
-            for (int j = hi; j < KEY_TILE; j++) p[j] = -INFINITY;
-            v16 added{};
-            for (int j = 0; j < KEY_TILE; j += 16) {
-                v16 e = exp16(load(p + j) - top);
-                store(p + j, e);
-                added += e;
-            }
-            const float keep = s.top[i] == -INFINITY ? 0.0f : std::exp(s.top[i] - top);
-            s.top[i] = top;
-            s.total[i] = s.total[i] * keep + sum(added);
-            float* acc = &s.out[(size_t)i * vdim];
-            if (keep != 1.0f)
-                for (int d = 0; d < vdim; d++) acc[d] *= keep;
-            int d = 0;
-            for (; d + 64 <= vdim; d += 64) {
-                v16 a0 = load(acc + d), a1 = load(acc + d + 16), a2 = load(acc + d + 32),
-                    a3 = load(acc + d + 48);
-                for (int j = lo; j < hi; j++) {
-                    v16 w = splat(p[j]);
-                    if (wide) {
-                        const float* v = &s.values[(size_t)j * vdim + d];
-                        a0 += w * load(v);
-                        a1 += w * load(v + 16);
-                        a2 += w * load(v + 32);
-                        a3 += w * load(v + 48);
-                    } else {
-                        const T* v = values + cell[j] * vdim + d;
-                        a0 += w * load(v);
-                        a1 += w * load(v + 16);
-                        a2 += w * load(v + 32);
-                        a3 += w * load(v + 48);
-                    }
-                }
-                store(acc + d, a0);
-                store(acc + d + 16, a1);
-                store(acc + d + 32, a2);
-                store(acc + d + 48, a3);
-            }
-            for (; d < vdim; d++) {
-                float a = acc[d];
-                for (int j = lo; j < hi; j++) a += p[j] * get(values + cell[j] * vdim + d);
-                acc[d] = a;
-            }
+            soften(s, i, std::min(lo, n), std::min(n, length - k0), layer.softcap, vdim);
         }
+        if (wide)
+            all_value_rows(s, m, n, vdim, [&](int j) { return &s.values[(size_t)j * vdim]; });
+        else
+            all_value_rows(s, m, n, vdim, [&](int j) { return values + cell[j] * vdim; });
     }
     for (int i = 0; i < m; i++) {
         T* to = out + ((int64_t)(tile.row + i / group) * layer.heads + kv * group + i % group) * vdim;
