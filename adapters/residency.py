@@ -127,11 +127,18 @@ class Residency:
                     return entry.failure.error
         return None
 
-    def load(self, digest: str, *, pin: bool = False, timeout: float) -> None:
+    def load(
+        self,
+        digest: str,
+        *,
+        pin: bool = False,
+        timeout: float,
+        abandoned: threading.Event | None = None,
+    ) -> None:
         """Blocks until the version is on the device; with `pin` it then stays until `unload`.
 
         A remembered failure is forgotten and tried again. Raises what `read` or the device
-        raised, DeadlineExpired after `timeout` seconds, Unavailable when closed.
+        raised, DeadlineExpired after `timeout` seconds or `abandon`, Unavailable when closed.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -144,18 +151,20 @@ class Residency:
                 while not entry.on_device:
                     if entry.tier is Tier.FAILED and entry.failure is not None:
                         raise entry.failure.error
-                    self._wait(deadline, f"{digest} was not loaded in {timeout:g} s")
+                    self._wait(deadline, f"{digest} was not loaded in {timeout:g} s", abandoned)
                 entry.pinned = entry.pinned or pin
                 self._changed.notify_all()  # it need not be drained any more
             finally:
                 entry.waiters -= 1
                 self._table.let_go(entry)
 
-    def unload(self, digest: str, *, timeout: float) -> None:
+    def unload(
+        self, digest: str, *, timeout: float, abandoned: threading.Event | None = None
+    ) -> None:
         """Unpins, waits for the last reference, then frees the device rows and the host copy.
 
         New references may still come, but the first moment without any frees the rows. Raises
-        DeadlineExpired when references remain after `timeout` seconds.
+        DeadlineExpired when references remain after `timeout` seconds or on `abandon`.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -169,13 +178,19 @@ class Residency:
                 self._table.let_go(entry)
                 while entry.times_freed == freed_before and not self._table.is_absent(entry):
                     why = f"{entry.references} running requests still use {digest}"
-                    self._wait(deadline, why)
+                    self._wait(deadline, why, abandoned)
             finally:
                 entry.unloaders -= 1
                 dropped = self._table.is_absent(entry) and self._table.drop_host(entry)
                 self._table.let_go(entry)
         if dropped:
             self._tell_evicted([digest], Tier.HOST)
+
+    def abandon(self, abandoned: threading.Event) -> None:
+        """End the `load` or `unload` that was given this event: its caller has left."""
+        with self._changed:
+            abandoned.set()
+            self._changed.notify_all()
 
     def tier(self, digest: str) -> Tier:
         """Where the version is."""
@@ -226,9 +241,11 @@ class Residency:
 
     # Loader threads
 
-    def _wait(self, deadline: float, why: str) -> None:
+    def _wait(self, deadline: float, why: str, abandoned: threading.Event | None) -> None:
         if self._closed:
             raise Unavailable("the server is stopping.", reason="DRAINING")
+        if abandoned is not None and abandoned.is_set():
+            raise DeadlineExpired("the caller has left.")
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExpired(why + ".", hint="Try again, or allow more time.")

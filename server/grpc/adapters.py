@@ -6,6 +6,7 @@ Reads of the registry are look-ups in memory; whatever may block runs in threads
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -130,11 +131,15 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return self._writer.version(record)
 
     async def _wait(self, wait: Callable[..., None], context: Context) -> None:
-        """`wait(timeout=...)` until the caller's deadline; it goes on if the caller leaves."""
-        deadline = deadline_of(context)
+        """`wait(timeout=..., abandoned=...)` until the caller's deadline, or until it leaves."""
+        deadline, abandoned = deadline_of(context), threading.Event()
         timeout = MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-        wait = partial(wait, timeout=min(timeout, MAX_WAIT_SECONDS))
-        await asyncio.get_running_loop().run_in_executor(self._waiting, wait)
+        wait = partial(wait, timeout=min(timeout, MAX_WAIT_SECONDS), abandoned=abandoned)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._waiting, wait)
+        except asyncio.CancelledError:
+            self._residency.abandon(abandoned)  # else it would keep its thread until the timeout
+            raise
 
     def _resolve(self, adapter: str) -> VersionRecord:
         if not adapter:

@@ -20,7 +20,7 @@ import grpc
 
 from polygraft.adapters.errors import PolygraftError
 from polygraft.server.grpc.parsing import Parse, parse_bytes, strictly
-from polygraft.server.grpc.status import code_of, status_of
+from polygraft.server.grpc.status import RpcStatus, code_of, status_of
 from polygraft.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _name(context.code())
             raise
-        except grpc.aio.BaseError:
+        except grpc.aio.BaseError as error:
             code = grpc.StatusCode.CANCELLED.name  # the client is gone: nothing can be sent
-            raise
+            raise _gone() from error
         except Exception as error:
             status = status_of(error, request_id)
             code = status.code.name
             self._note(error, method, request_id)
-            await context.abort(status.code, status.message, status.metadata)
+            await _abort(context, status)
         finally:
             self._metrics.count_call(method, code, time.monotonic() - started_at)
 
@@ -139,6 +139,21 @@ class Boundary(grpc.aio.ServerInterceptor):
             return
         self._metrics.count_error("INTERNAL")
         logger.error("%s failed, request %s", method, request_id, exc_info=error)
+
+
+async def _abort(context: Context, status: RpcStatus) -> None:
+    """End the RPC with a status; raises what gRPC wants to see then."""
+    try:
+        await context.abort(status.code, status.message, status.metadata)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:
+        raise _gone() from error
+
+
+def _gone() -> asyncio.CancelledError:
+    """What ends the RPC of a client that is gone. Why: gRPC logs anything else with a traceback."""
+    return asyncio.CancelledError("the client is gone")
 
 
 async def _read_stream(messages: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Any]:

@@ -176,3 +176,26 @@ async def test_unloading_waits_for_running_requests_and_the_deadline(
     service.engine.may_step.set()
     assert (await running).text == service.engine.reply
     assert (await unloading).tier == "store"
+
+
+async def test_callers_that_leave_take_no_thread_from_those_that_wait(
+    service: Service, tmp_path: Path
+) -> None:
+    """As many unloads as there are threads wait for a request, and their callers leave."""
+    digest = service.publish("busy", tmp_path / "a", seed=1).digest
+    service.publish("other", tmp_path / "b", seed=2)
+    service.server.residency.acquire(digest)
+    unloads = [
+        asyncio.create_task(service.client.unload_adapter("busy", timeout=300)) for _ in range(16)
+    ]
+    entry = service.server.residency._table.entries[digest]
+    while entry.unloaders < 16:
+        await asyncio.sleep(0.005)
+    for call in unloads:
+        call.cancel()
+    await asyncio.gather(*unloads, return_exceptions=True)
+    assert (await service.client.load_adapter("other", timeout=30)).tier == "device"
+    async with asyncio.timeout(10):
+        while entry.unloaders:
+            await asyncio.sleep(0.005)
+    service.server.residency.release(digest)
