@@ -9,9 +9,10 @@ adjacent where possible, because a contiguous context is read as a view.
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+
+from polygraft.server.engine.free_runs import FreeRuns
 
 
 class BlockPool:
@@ -19,7 +20,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks))  # sorted, so that runs of neighbours can be found
+        self._free = FreeRuns(num_blocks)
         self._kept: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._kept_pinned: OrderedDict[int, None] = OrderedDict()
         self._pinned_for: dict[int, tuple[str, ...]] = {}  # block -> all that it is pinned for
@@ -50,8 +51,8 @@ class BlockPool:
             block, _ = (self._kept or self._kept_pinned).popitem(last=False)
             self._pinned_for.pop(block, None)
             self._drop_key(block)
-            bisect.insort(self._free, block)
-        taken = self._take_run(count, after)
+            self._free.give([block])
+        taken = self._free.take(count, after=after)
         self._holders.update(taken)
         return taken
 
@@ -101,6 +102,7 @@ class BlockPool:
 
     def free(self, blocks: Iterable[int]) -> None:
         """Give blocks back. Freeing a block that is not held is a bug and raises KeyError."""
+        unused = []
         for block in reversed(list(blocks)):  # the end of a prefix is evicted before its start
             if block not in self._holders:
                 raise KeyError(block)
@@ -113,11 +115,13 @@ class BlockPool:
             elif block in self._key_of:
                 self._kept[block] = None
             else:
-                bisect.insort(self._free, block)
+                unused.append(block)
+        self._free.give(unused)
 
     def check_integrity(self, holders: Counter[int]) -> None:
         """Raise AssertionError unless held, kept and free blocks are a partition of the pool and
         `holders` (block -> sequences that name it) are those that are counted."""
+        self._free.check_integrity()
         assert holders == self._holders, "reference counts differ from the block tables"
         parts = [*self._free, *self._kept, *self._kept_pinned, *self._holders]
         assert sorted(parts) == list(range(self.num_blocks)), "a block was lost or is held twice"
@@ -128,26 +132,3 @@ class BlockPool:
 
     def _drop_key(self, block: int) -> None:
         del self._block_of[self._key_of.pop(block)]
-
-    def _take_run(self, count: int, after: int | None) -> list[int]:
-        start = self._successor(after) if after is not None else None
-        if start is None or start + count > len(self._free):
-            start = self._run(count)
-        if start is None:
-            start = 0
-        taken = self._free[start : start + count]
-        del self._free[start : start + count]
-        return taken
-
-    def _successor(self, block: int) -> int | None:
-        index = bisect.bisect_left(self._free, block + 1)
-        return index if index < len(self._free) and self._free[index] == block + 1 else None
-
-    def _run(self, count: int) -> int | None:
-        """Index of the first run of `count` adjacent free blocks."""
-        length = 0
-        for index, block in enumerate(self._free):
-            length = length + 1 if index and block == self._free[index - 1] + 1 else 1
-            if length == count:
-                return index - count + 1
-        return None
