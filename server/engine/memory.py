@@ -20,5 +20,11 @@ def release_checkpoint(model: nn.Module) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.untyped_storage().nbytes() > tensor.element_size():  # not a stand-in
             tensor.data = tensor.data.clone()
-    with suppress(OSError, AttributeError):  # glibc only
+    return_freed()
+
+
+def return_freed() -> None:
+    """Give what was freed back to the system; else it stays with the allocator's arena of the
+    thread that took it, where nobody may ever allocate again. glibc only."""
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

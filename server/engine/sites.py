@@ -15,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from polygraft.kernels.linear import PackedLinear
 from polygraft.kernels.rank_pool import SiteShape
 from polygraft.server.engine.batch import StepSlot
+from polygraft.server.engine.memory import return_freed
+
+_SITES_PER_RETURN = 8
 
 
 class Site:
@@ -89,6 +92,8 @@ def build_sites(
         for z, (name, module) in enumerate(zip(names, modules, strict=True)):
             model.set_submodule(name, Member(site, z, slot, module))
         sites.append(site)
+        if index % _SITES_PER_RETURN == 0:
+            return_freed()  # else a converted model is in memory twice when the last is packed
     return sites
 
 
