@@ -21,6 +21,7 @@ from polygraft.adapters.errors import (
     PolygraftError,
     Unavailable,
 )
+from polygraft.server.engine import drain_rate
 from polygraft.server.engine.batch import ForwardBatch
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.messages import (
@@ -246,6 +247,29 @@ def test_queue_caps_refuse_with_overloaded(tiny_base: TinyBase) -> None:
         harness.submit("d", [1])
     harness.run_step()  # both are scheduled: the queue is empty again
     harness.submit("e", [1] * 40)
+    harness.run()
+    harness.assert_clean()
+
+
+def test_how_fast_the_queue_drains_is_measured_in_steps_with_somebody_waiting(
+    tiny_base: TinyBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_rate, "_LEAST_SECONDS", 0.0)
+    harness = tiny_base.harness(max_running=1, max_queued_requests=12)
+    for i in range(12):
+        harness.submit(f"a{i}", [1] * 5, max_output_tokens=2)
+    while harness.engine.ledger()["queued_requests"] > 3:
+        harness.run_step()
+    for i in range(9):
+        harness.submit(f"b{i}", [1] * 5, max_output_tokens=2)
+    with pytest.raises(Overloaded) as refused:
+        harness.submit("c", [1] * 5)
+    rate = harness.engine._drain_rate
+    assert refused.value.retry_after == rate.seconds_for_requests(12)
+    wait = rate.seconds_for_tokens(12 * 5)
+    assert wait is not None
+    with pytest.raises(DeadlineExpired, match="the queue takes about"):
+        harness.submit("d", [1] * 5, deadline=time.monotonic() + 0.4 * wait)
     harness.run()
     harness.assert_clean()
 
