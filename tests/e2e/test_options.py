@@ -6,21 +6,17 @@ The oracle is transformers: its logits of the same tokens, its `generate`, its l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pytest
 import torch
-from server_support.service import in_thread
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from polygraft.adapters.fingerprint import resolve_base
 from polygraft.client import Client, ScoreItem
-from polygraft.server.config import ServerConfig
-from polygraft.server.serve import run_server
 
 PROMPT = "Anna: Are you at home? Ben: No, at work."
 CLOSE = 2e-4  # float32 on both sides, other orders of adding up
@@ -69,69 +65,53 @@ def oracle() -> Oracle:
     return Oracle(model, AutoTokenizer.from_pretrained(path))
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    config = ServerConfig.model_validate(
-        {
-            "port": 0,
-            "metrics_port": 0,
-            "store": tmp_path_factory.mktemp("options") / "store",
-            "engine": {"dtype": "float32", "threads": 1, "kv_bytes": 1 << 26, "pool_rows": 64},
-        }
-    )
-    with in_thread(lambda: run_server(config)) as server:
-        with Client(f"127.0.0.1:{server.port}", timeout=30) as client:
-            yield client
-        server.check_integrity()
-
-
-def made_by(client: Client, prompt: str = PROMPT, **options: Any) -> list[int]:
+def made_by(nano: Client, prompt: str = PROMPT, **options: Any) -> list[int]:
     """Greedy tokens, 24 unless told otherwise."""
     options = {"max_output_tokens": 24, "return_token_ids": True, **options}
-    return list(client.generate(prompt, **options).token_ids)
+    return list(nano.generate(prompt, **options).token_ids)
 
 
-def test_plain_greedy_is_that_of_transformers(client: Client, oracle: Oracle) -> None:
-    assert made_by(client) == oracle.greedy(PROMPT, 24)
+def test_plain_greedy_is_that_of_transformers(nano: Client, oracle: Oracle) -> None:
+    assert made_by(nano) == oracle.greedy(PROMPT, 24)
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 2.0])
-def test_repetition_penalty(client: Client, oracle: Oracle, penalty: float) -> None:
+def test_repetition_penalty(nano: Client, oracle: Oracle, penalty: float) -> None:
     expected = oracle.greedy(PROMPT, 24, repetition_penalty=penalty)
-    assert made_by(client, repetition_penalty=penalty) == expected
+    assert made_by(nano, repetition_penalty=penalty) == expected
     assert expected != oracle.greedy(PROMPT, 24)
 
 
-def test_least_output(client: Client, oracle: Oracle) -> None:
+def test_least_output(nano: Client, oracle: Oracle) -> None:
     plain = oracle.greedy(PROMPT, 200)
     assert plain[-1] == oracle.eos, "the base ends this by itself"
     least = len(plain) + 5
     expected = oracle.greedy(PROMPT, 200, min_new_tokens=least)
-    answer = client.generate(
+    answer = nano.generate(
         PROMPT, max_output_tokens=200, min_output_tokens=least, return_token_ids=True
     )
     assert list(answer.token_ids) == expected
     assert answer.usage.output_tokens >= least
-    short = client.generate(PROMPT, max_output_tokens=200)
+    short = nano.generate(PROMPT, max_output_tokens=200)
     assert short.usage.output_tokens == len(plain)
 
 
-def test_logit_bias(client: Client, oracle: Oracle) -> None:
+def test_logit_bias(nano: Client, oracle: Oracle) -> None:
     plain = oracle.greedy(PROMPT, 24)
     bias = {plain[0]: -100.0, 300: 2.5, 7: 1.0}
     sequence_bias = [[[token], value] for token, value in bias.items()]
     expected = oracle.greedy(PROMPT, 24, sequence_bias=sequence_bias)
-    assert made_by(client, logit_bias=bias) == expected
+    assert made_by(nano, logit_bias=bias) == expected
     assert plain[0] not in expected
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(2.0, 0.0), (0.0, 1.5), (-1.0, 0.5)])
 def test_presence_and_frequency_penalty(
-    client: Client, oracle: Oracle, presence: float, frequency: float
+    nano: Client, oracle: Oracle, presence: float, frequency: float
 ) -> None:
     """Checked step by step: each token is the best one after what the penalties take."""
     made = made_by(
-        client, presence_penalty=presence, frequency_penalty=frequency, max_output_tokens=40
+        nano, presence_penalty=presence, frequency_penalty=frequency, max_output_tokens=40
     )
     prompt = oracle.ids(PROMPT)
     logits = oracle.logits(prompt + made)[len(prompt) - 1 : -1]
@@ -142,12 +122,12 @@ def test_presence_and_frequency_penalty(
             row[seen] -= presence + frequency * count
         assert row[token] > row.max() - 1e-3
         counts[token] += 1
-    assert made[:5] != made_by(client)[:5] or made != made_by(client, max_output_tokens=40)
+    assert made != made_by(nano, max_output_tokens=40)
 
 
 @pytest.mark.parametrize("top", [0, 3])
-def test_logprobs_of_output_and_prompt(client: Client, oracle: Oracle, top: int) -> None:
-    answer = client.generate(
+def test_logprobs_of_output_and_prompt(nano: Client, oracle: Oracle, top: int) -> None:
+    answer = nano.generate(
         PROMPT,
         max_output_tokens=12,
         ignore_eos=True,
@@ -181,10 +161,10 @@ def test_logprobs_of_output_and_prompt(client: Client, oracle: Oracle, top: int)
     ids=["top_k", "min_p", "top_p"],
 )
 def test_only_kept_tokens_are_drawn(
-    client: Client, oracle: Oracle, options: dict[str, Any], keeps: Any
+    nano: Client, oracle: Oracle, options: dict[str, Any], keeps: Any
 ) -> None:
     prompt, temperature = oracle.ids(PROMPT), 1.5
-    answer = client.generate(
+    answer = nano.generate(
         PROMPT,
         n=8,
         seed=1,
@@ -211,36 +191,36 @@ def _nucleus(probabilities: Tensor, top_p: float) -> int:
     return int((probabilities.sort(descending=True).values.cumsum(0) < top_p).sum())
 
 
-def test_choices_are_what_their_seeds_give_alone(client: Client) -> None:
+def test_choices_are_what_their_seeds_give_alone(nano: Client) -> None:
     options: dict[str, Any] = {"temperature": 1.2, "max_output_tokens": 16, "ignore_eos": True}
-    together = client.generate(PROMPT, n=5, seed=40, **options)
-    alone = [client.generate(PROMPT, seed=40 + index, **options).text for index in range(5)]
+    together = nano.generate(PROMPT, n=5, seed=40, **options)
+    alone = [nano.generate(PROMPT, seed=40 + index, **options).text for index in range(5)]
     assert [choice.text for choice in together.choices] == alone
     assert len(set(alone)) > 1
-    streamed = client.stream(PROMPT, n=5, seed=40, **options)
+    streamed = nano.stream(PROMPT, n=5, seed=40, **options)
     pieces = list(streamed)
     for index in range(5):
         assert "".join(p.text for p in pieces if p.index == index) == alone[index]
 
 
-def test_choices_compute_the_prompt_once(client: Client, oracle: Oracle) -> None:
+def test_choices_compute_the_prompt_once(nano: Client, oracle: Oracle) -> None:
     prompt = PROMPT * 8
-    answer = client.generate(prompt, n=4, temperature=1.0, max_output_tokens=2, ignore_eos=True)
+    answer = nano.generate(prompt, n=4, temperature=1.0, max_output_tokens=2, ignore_eos=True)
     assert answer.usage.prompt_tokens == len(oracle.ids(prompt))
     assert answer.usage.output_tokens == 8
 
 
-def test_echo_puts_the_prompt_in_front(client: Client) -> None:
-    plain = client.generate(PROMPT, max_output_tokens=24)
-    assert client.generate(PROMPT, max_output_tokens=24, echo=True).text == PROMPT + plain.text
-    pieces = list(client.stream(PROMPT, max_output_tokens=24, echo=True))
+def test_echo_puts_the_prompt_in_front(nano: Client) -> None:
+    plain = nano.generate(PROMPT, max_output_tokens=24)
+    assert nano.generate(PROMPT, max_output_tokens=24, echo=True).text == PROMPT + plain.text
+    pieces = list(nano.stream(PROMPT, max_output_tokens=24, echo=True))
     assert "".join(piece.text for piece in pieces) == PROMPT + plain.text
 
 
-def test_stop_sequences_end_each_choice_by_itself(client: Client) -> None:
+def test_stop_sequences_end_each_choice_by_itself(nano: Client) -> None:
     options: dict[str, Any] = {"n": 6, "seed": 3, "temperature": 1.3, "max_output_tokens": 40}
-    free = client.generate(PROMPT, ignore_eos=True, **options)
-    stopped = client.generate(PROMPT, ignore_eos=True, stop=["e", "an"], **options)
+    free = nano.generate(PROMPT, ignore_eos=True, **options)
+    stopped = nano.generate(PROMPT, ignore_eos=True, stop=["e", "an"], **options)
     cut = 0
     for whole, short in zip(free.choices, stopped.choices, strict=True):
         ends = [at for stop in ("e", "an") if (at := whole.text.find(stop)) >= 0]
@@ -250,10 +230,10 @@ def test_stop_sequences_end_each_choice_by_itself(client: Client) -> None:
     assert cut > 0
 
 
-def test_scores_of_many_continuations_share_their_context(client: Client, oracle: Oracle) -> None:
+def test_scores_of_many_continuations_share_their_context(nano: Client, oracle: Oracle) -> None:
     context = PROMPT * 4
     items = ScoreItem.each([" Where", " Who", " What is it?"], prompt=context)
-    scores = client.score(items)
+    scores = nano.score(items)
     for item, score in zip(items, scores, strict=True):
         ids = oracle.ids(context + str(item.continuation))
         tokens = [token.token_id for token in score.tokens]

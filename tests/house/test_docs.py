@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from house.checkout import ROOT, listed_files
 
+from polygraft.client.options import GenerateOptions, TextOptions
 from polygraft.commands import COMMANDS
 
 DOCUMENTS = listed_files("*.md")
@@ -64,6 +65,14 @@ def test_links_lead_to_files(document: Path) -> None:
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.where)
 def test_python_in_documents_compiles(block: Block) -> None:
     compile(block.code, block.where, "exec")
+
+
+def test_the_guide_has_every_option_of_an_answer() -> None:
+    guide = (ROOT / "docs/api.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", guide.split("## Options of an answer")[1], re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    known = {*TextOptions.__annotations__, *GenerateOptions.__annotations__}
+    assert known <= set(listed)
 
 
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=lambda block: block.where)
