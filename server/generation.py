@@ -17,6 +17,7 @@ from typing import TypeVar
 from polygraft.adapters.errors import DeadlineExpired, Overloaded, Unavailable
 from polygraft.adapters.registry import Registry
 from polygraft.server.answer import Answer
+from polygraft.server.answer_size import check_answer_size
 from polygraft.server.applied import AppliedAdapters, resolve_adapters
 from polygraft.server.choice import ChoiceReader
 from polygraft.server.encoding import PromptEncoder
@@ -45,6 +46,7 @@ class TextGeneration:
 
     `worker` runs what would hold the loop up: tokenising. At most
     `max_preparing` requests wait for it at a time; the engine bounds those behind it.
+    `max_answer_bytes` bounds one message of an answer.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TextGeneration:
         *,
         worker: Executor,
         max_preparing: int,
+        max_answer_bytes: int,
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -71,6 +74,7 @@ class TextGeneration:
         self._metrics = metrics
         self._worker = worker
         self._max_preparing = max_preparing
+        self._max_answer_bytes = max_answer_bytes
         self._num_preparing = 0
         self._decoder = TokenDecoder(engine.tokenizer)
 
@@ -81,9 +85,14 @@ class TextGeneration:
 
     @asynccontextmanager
     async def begin(
-        self, request: GenerateRequest, request_id: str, *, deadline: float | None = None
+        self,
+        request: GenerateRequest,
+        request_id: str,
+        *,
+        is_stream: bool = False,
+        deadline: float | None = None,
     ) -> AsyncIterator[Answer]:
-        """An answer being made, for as long as the block runs.
+        """An answer being made, for as long as the block runs; sent in pieces or as one message.
 
         `deadline` is on the monotonic clock; DeadlineExpired is raised inside the block then.
         """
@@ -98,6 +107,7 @@ class TextGeneration:
                 if request.output.echo:
                     echo = await self._prepare(detokenizer.read, prompt.token_ids)
             jobs = self._planner.plan_generation(request, prompt, adapters, caller)
+            check_answer_size(jobs, is_stream=is_stream, max_bytes=self._max_answer_bytes)
             stops = stop_sequences(request.stopping, prompt.recipe)
             choices = [
                 ChoiceReader(index, job, detokenizer.fork(), StopSequenceFilter(stops), echo)

@@ -187,6 +187,7 @@ def _build(
         # Several, so that a long prompt does not hold the short ones behind it up.
         worker=_threads(stack, "encoder", 4),
         max_preparing=config.engine.max_queued_requests,
+        max_answer_bytes=config.max_message_bytes,
     )
     return RunningServer(
         config=config,

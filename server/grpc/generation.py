@@ -57,7 +57,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         with_ids = request.output.token_ids
         shows_tokens = with_ids or request.output.HasField("top_logprobs")
         request_id, deadline = current_request_id(), deadline_of(context)
-        async with self._generation.begin(parsed, request_id, deadline=deadline) as answer:
+        async with self._generation.begin(
+            parsed, request_id, is_stream=True, deadline=deadline
+        ) as answer:
             is_first = True
             async for piece in answer:
                 if not (piece.text or shows_tokens or piece.ending or piece.prompt_logprobs):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 import torch
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -202,6 +203,68 @@ async def test_path_tricks_in_file_names(served: Served, stubs: Stubs, file: str
         ({"prompt": "x", "sampling": {"temperature": -1}}, "INVALID_ARGUMENT", "INVALID_SAMPLING"),
         ({"prompt": "x", "sampling": {"top_p": 1.5}}, "INVALID_ARGUMENT", "INVALID_SAMPLING"),
         ({"prompt": "x", "sampling": {"top_k": -3}}, "INVALID_ARGUMENT", "INVALID_SAMPLING"),
+        *(
+            ({"prompt": "x", "sampling": sampling}, "INVALID_ARGUMENT", "INVALID_SAMPLING")
+            for sampling in (
+                {"temperature": -0.0},
+                {"top_p": 0.0},
+                {"min_p": 1.5},
+                {"min_p": math.inf},
+                {"repetition_penalty": 0.0},
+                {"repetition_penalty": math.nan},
+                {"presence_penalty": 2.5},
+                {"frequency_penalty": -math.inf},
+                {"logit_bias": {3: 101.0}},
+                {"logit_bias": {3: -0.0}},
+                {"seed": -1},
+                {"seed": 2**53},
+                {"n": 0},
+                {"n": 9},
+            )
+        ),
+        *(
+            ({"prompt": "x", "stopping": stopping}, "INVALID_ARGUMENT", reason)
+            for stopping, reason in (
+                ({"max_output_tokens": 0}, "INVALID_REQUEST"),
+                ({"min_output_tokens": -1}, "INVALID_REQUEST"),
+                ({"max_output_tokens": 3, "min_output_tokens": 4}, "INVALID_REQUEST"),
+                ({"stop_sequences": ["a"] * 17}, "LIMIT_EXCEEDED"),
+                ({"stop_sequences": [""]}, "INVALID_REQUEST"),
+                ({"stop_token_ids": [100_000]}, "INVALID_TOKEN"),
+                ({"time_limit": Duration()}, "INVALID_REQUEST"),
+                ({"time_limit": Duration(seconds=1, nanos=-1)}, "INVALID_REQUEST"),
+                ({"time_limit": Duration(nanos=2_000_000_000)}, "INVALID_REQUEST"),
+            )
+        ),
+        ({"prompt": "x", "output": {"top_logprobs": 21}}, "INVALID_ARGUMENT", "INVALID_REQUEST"),
+        ({"prompt": "x", "output": {"prompt_logprobs": -1}}, "INVALID_ARGUMENT", "INVALID_REQUEST"),
+        ({"prompt": "x", "constraint": {}}, "INVALID_ARGUMENT", "INVALID_CONSTRAINT"),
+        (
+            {"prompt": "x", "constraint": {"regex": "x" * 9000}},
+            "INVALID_ARGUMENT",
+            "LIMIT_EXCEEDED",
+        ),
+        ({"prompt": "x", "priority": 7}, "INVALID_ARGUMENT", "INVALID_REQUEST"),
+        (
+            {"prompt": "x", "adapter": "a", "adapters": [{"adapter": "b"}]},
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+        ),
+        (
+            {"prompt": "x", "adapters": [{"adapter": "a", "weight": 5.0}]},
+            "INVALID_ARGUMENT",
+            "INVALID_COMPOSITION",
+        ),
+        ({"prompt": "x", "adapters": [{"adapter": ""}]}, "INVALID_ARGUMENT", "INVALID_REQUEST"),
+        ({"prompt": "x", "adapters": [{"adapter": "no"}]}, "NOT_FOUND", "ADAPTER_NOT_FOUND"),
+        (
+            {"prompt": "x", "adapters": [{"adapter": str(n)} for n in range(5)]},
+            "INVALID_ARGUMENT",
+            "LIMIT_EXCEEDED",
+        ),
+        ({"variables": {"values": {"a": "b"}}}, "INVALID_ARGUMENT", "NO_RECIPE"),
+        ({"token_ids": {"values": [-1]}}, "INVALID_ARGUMENT", "INVALID_TOKEN"),
+        ({"messages": {"values": []}}, "INVALID_ARGUMENT", "INVALID_REQUEST"),
     ],
     ids=str,
 )

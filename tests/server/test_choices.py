@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_support.service import DSUM_RECIPE, Service, until_idle
+from server_support.fake_engine import FakeEngine
+from server_support.service import DSUM_RECIPE, Service, running_service, until_idle
 from tiny_models import BOS, EOS
 
 from polygraft.client import DeadlineExpired, Generation, InvalidRequest, Overloaded, Piece
@@ -230,6 +231,24 @@ async def test_prompt_logprobs_come_once_and_for_all_tokens_but_the_first(
     first, second = service.engine.requests[-2:]
     assert (first.prompt_logprobs, second.prompt_logprobs) == (1, None)
     assert answer.logprobs == ()
+
+
+async def test_log_probabilities_that_no_message_could_carry_are_refused(tmp_path: Path) -> None:
+    engine = FakeEngine(context_length=1_000_000, reply="Hello")
+    async with running_service(tmp_path / "large", engine=engine) as service:
+        client = service.client
+        options: dict[str, Any] = {"top_logprobs": 20, "max_output_tokens": 14_000}
+        with pytest.raises(InvalidRequest) as caught:
+            await client.generate("Hi", **options)
+        assert caught.value.metadata["item"] == "output.top_logprobs"
+        assert [piece async for piece in client.stream("Hi", **options)]
+        assert (await client.generate("Hi", **{**options, "top_logprobs": 1})).text == "Hello"
+        with pytest.raises(InvalidRequest) as caught:
+            async for _ in client.stream("x" * 14_000, prompt_logprobs=20):
+                pass
+        assert caught.value.metadata["item"] == "output.prompt_logprobs"
+        answer = await client.generate("x" * 13_000, prompt_logprobs=20, max_output_tokens=1)
+        assert len(answer.prompt_logprobs) == 12_999
 
 
 async def test_least_output_holds_against_stop_sequences(service: Service) -> None:
