@@ -57,12 +57,15 @@ def assert_equal(answer: Answer, peft: Generated) -> None:
     assert (torch.stack(answer.logits) - peft[1]).abs().max() <= LOGITS_FP32
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compositions_in_one_batch_equal_peft(architecture: str, tmp_path: Path) -> None:
+def test_compositions_in_one_batch_equal_peft(
+    architecture: str, native: bool, tmp_path: Path
+) -> None:
     case = SERVED[architecture]
     base = save_base(tmp_path / "base", case.build(), byte_tokenizer())
     saved = save_adapters(base, tmp_path, case.names)
-    harness = Harness(base, max_chunk=24, max_batch_tokens=64)
+    harness = Harness(base, max_chunk=24, max_batch_tokens=64, native_kernels=native)
     for name, directory in saved.items():
         harness.adapters.load(name, directory)
     for i, weights in enumerate((*COMPOSITIONS, "lora4", None)):
