@@ -10,7 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from engine_support.peft_adapters import Architecture
 
@@ -94,10 +100,29 @@ _LATENT = {
 _ALL_HEADS = {"num_key_value_heads": 4}  # no grouping; PEFT's prefix tuning asks the config
 _GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256, **_ALL_HEADS}
 
+
+def _gemma3_with_vision() -> PreTrainedConfig:
+    """The multimodal form, of which text is served."""
+    text = {"head_dim": 12, "query_pre_attn_scalar": 12, **_WINDOWS}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "image_size": 28, "patch_size": 14}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    return Gemma3Config(
+        text_config={**_SHAPE, **text}, vision_config={**vision, **layers}, mm_tokens_per_image=4
+    )
+
+
+_GEMMA3_LANGUAGE = Architecture(  # LoRA on the vision tower would be refused
+    "language_model.layers.0.self_attn.q_proj",
+    "language_model.layers.1.mlp.down_proj",
+    all_linear=r".*language_model.*proj",
+)
+
+
 SERVED: dict[str, Case] = {
     "llama": _case("llama"),
     "qwen3": _case("qwen3", head_dim=12),
     "gemma3": _case("gemma3_text", head_dim=12, query_pre_attn_scalar=12, **_WINDOWS),
+    "gemma3_vision": Case(_gemma3_with_vision, _GEMMA3_LANGUAGE),
     "gpt2": _case("gpt2", "c_attn", "c_fc", **_GPT2),
     "gpt_oss": _experts("gpt_oss", head_dim=12, **_WINDOWS),
     "gemma2": _case("gemma2", head_dim=12, query_pre_attn_scalar=12, **_WINDOWS),

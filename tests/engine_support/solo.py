@@ -24,6 +24,7 @@ from engine_support.peft_adapters import (
 NUM_TOKENS = 8
 BLOCK = 16
 Kind = str | tuple[tuple[str, float], ...] | None
+_BEHIND_SOFT: Kind = (("lora4", -0.6), ("soft", 1.0))
 KINDS: tuple[Kind, ...] = (
     None,
     "lora4",
@@ -33,12 +34,19 @@ KINDS: tuple[Kind, ...] = (
     "p_tuning",
     "prefix",
     (("lora4", 0.7), ("patterns16", 1.5)),
-    (("lora4", -0.6), ("soft", 1.0)),
+    _BEHIND_SOFT,
 )
 _LENGTHS = (33, 48, 21, 60, 16, 37, 52, 40, 29)  # of the first prompt of each kind
 _SHARED = 32  # of it are at most the beginning of the second
-# PEFT's prefix tuning makes keys and values of one width for all layers.
-_WITHOUT_PREFIX = ("deepseek_v2", "deepseek_v3", "mimo_v2_flash", "gemma4")
+# What PEFT or transformers cannot generate, so that there is nothing to compare with: prefix tuning
+# makes keys and values of one width for all layers; some classes generate from token ids only.
+_NOT_COMPARED: dict[str, Kind] = {
+    "deepseek_v2": "prefix",
+    "deepseek_v3": "prefix",
+    "mimo_v2_flash": "prefix",
+    "gemma4": "prefix",
+    "gemma3_vision": _BEHIND_SOFT,
+}
 
 
 @dataclass(frozen=True)
@@ -99,13 +107,14 @@ def make_solo(architecture: str, directory: Path) -> Solo:
     adapters |= save_virtual_adapters(base, directory)
     cache = Harness(base).engine._runner.cache
     cells = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) // cache.num_cells
-    if architecture in _WITHOUT_PREFIX:
+    left_out = _NOT_COMPARED.get(architecture)
+    if left_out == "prefix":
         del adapters["prefix"], adapters["projected"]
-    requests = tuple(_requests(base, adapters))
+    requests = tuple(_requests(base, adapters, left_out))
     return Solo(base, adapters, requests, cells * BLOCK)
 
 
-def _requests(base: Path, adapters: Mapping[str, Path]) -> list[Request]:
+def _requests(base: Path, adapters: Mapping[str, Path], left_out: Kind) -> list[Request]:
     generator = torch.Generator().manual_seed(3)
 
     def draw(count: int) -> list[int]:
@@ -116,7 +125,7 @@ def _requests(base: Path, adapters: Mapping[str, Path]) -> list[Request]:
     second = [prompt[:_SHARED] + draw(1 + i % 4) for i, prompt in enumerate(first)]
     requests = []
     for kind, *prompts in zip(KINDS, first, second, strict=True):
-        if isinstance(kind, str) and kind not in adapters:
+        if kind is not None and kind == left_out:
             continue
         answers = _generate(base, adapters, kind, prompts)
         for prompt, (token_ids, logits) in zip(prompts, answers, strict=True):
