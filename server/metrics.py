@@ -185,6 +185,12 @@ class _LiveGauges(Collector):
         yield CounterMetricFamily(
             "polygraft_preemptions", "Sequences set back to make room.", stats.preemptions
         )
+        yield CounterMetricFamily(
+            "polygraft_drafted_tokens", "Tokens guessed.", stats.speculation.drafted
+        )
+        yield CounterMetricFamily(
+            "polygraft_accepted_tokens", "Guesses that were right.", stats.speculation.accepted
+        )
         yield from queue_metrics(stats.queue)
         for name, text, value in _engine_gauges(stats):
             yield GaugeMetricFamily(f"polygraft_{name}", text, value=value)

@@ -10,8 +10,6 @@ def refuse_unserved(request: GenerateRequest) -> None:
     """Raises InvalidRequest (UNSUPPORTED_OPTION) for the first one that is set."""
     if request.constraint is not None:
         raise _unserved("constraint")
-    if request.speculation:
-        raise _unserved("speculation")
 
 
 def _unserved(item: str) -> InvalidRequest:

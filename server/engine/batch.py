@@ -22,10 +22,14 @@ class LoraUpdate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`num_tokens` next positions of `sequence` to compute; a decode is a chunk of one."""
+    """`num_tokens` next positions of `sequence` to compute; a decode is a chunk of one.
+
+    The last len(draft) of them hold guessed tokens, which count only as far as they prove right.
+    """
 
     sequence: Sequence
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

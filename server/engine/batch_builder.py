@@ -119,11 +119,8 @@ def _token_ids(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Ids of the chunk's positions; 0 stands for a virtual token and is overwritten later."""
     sequence = chunk.sequence
     start = sequence.num_computed - sequence.num_virtual
-    real = (
-        sequence.token_ids[max(start, 0) : start + chunk.num_tokens]
-        if (start + chunk.num_tokens > 0)
-        else []
-    )
+    end = start + chunk.num_tokens - len(chunk.draft)
+    real = [*(sequence.token_ids[max(start, 0) : end] if end > 0 else []), *chunk.draft]
     return np.asarray([0] * (chunk.num_tokens - len(real)) + real, dtype=np.int64)
 
 
@@ -156,8 +153,10 @@ def _scored_rows(chunk: Chunk, start: int) -> range:
 
 
 def _chosen_rows(chunk: Chunk, start: int) -> range:
-    """The last row, once everything before it is computed."""
-    sequence = chunk.sequence
-    is_complete = chunk.num_tokens == sequence.num_remaining
+    """The last row, once everything before it is computed, and those of guessed tokens."""
+    sequence, num_drafted = chunk.sequence, len(chunk.draft)
+    is_complete = chunk.num_tokens - num_drafted == sequence.num_remaining
+    if not is_complete or sequence.request.is_scoring:
+        return range(0)
     end = start + chunk.num_tokens
-    return range(end - 1, end) if is_complete and not sequence.request.is_scoring else range(0)
+    return range(end - 1 - num_drafted, end)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from polygraft.adapters.errors import InvalidRequest, NonFinite
 from polygraft.server.engine.batch import Chunk, ForwardBatch
-from polygraft.server.engine.messages import FinishReason, SequenceOutput
-from polygraft.server.engine.sampling.draw import Row
+from polygraft.server.engine.messages import FinishReason, SequenceOutput, TokenLogprob
 from polygraft.server.engine.sampling.logprobs import token_logprob
 from polygraft.server.engine.sequence import Sequence
 
@@ -21,23 +20,28 @@ def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[Seq
     """Advance the sequences of a step by what it computed.
 
     logits: [num_logits, vocab_size] float32, rows as `batch.samples` describes. A row that is not
-    finite ends its own sequence with `NonFinite` and nobody else's.
+    finite ends its own sequence with `NonFinite` and nobody else's; with a draft it may be to blame,
+    and the sequence stays where it was, without output.
     """
     for chunk in chunks:
-        chunk.sequence.num_computed += chunk.num_tokens
+        chunk.sequence.num_computed += chunk.num_tokens - len(chunk.draft)
     # A sum is finite iff every term is, short of overflow, which is as bad.
     finite = torch.isfinite(logits.sum(-1)).tolist()
     rows = logits.numpy()
     outputs: dict[str, SequenceOutput] = {}
     for group in batch.samples:
         sequence, span = group.chunk.sequence, slice(group.first, group.first + group.count)
+        if not all(finite[span]) and group.chunk.draft:
+            sequence.num_computed -= 1
+            sequence.speculator.stop()
+            continue
         if not all(finite[span]):
             outputs[sequence.id] = _refuse(sequence)
             continue
         scored, chosen = rows[span][: group.num_scored], rows[span][group.num_scored :]
         _record_scores(sequence, scored)
         if len(chosen):
-            outputs[sequence.id] = _next_token(sequence, chosen[0])
+            outputs[sequence.id] = _next_tokens(sequence, chosen, group.chunk.draft)
     for chunk in chunks:
         sequence = chunk.sequence
         if sequence.request.is_scoring and not sequence.num_remaining:
@@ -63,20 +67,39 @@ def _refuse(sequence: Sequence) -> SequenceOutput:
     return SequenceOutput(sequence.id, error=error)
 
 
-def _next_token(sequence: Sequence, row: Row) -> SequenceOutput:
+def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> SequenceOutput:
+    """What follows the newest token, and each guessed one as long as it is what was chosen.
+
+    rows: [1 + len(draft), vocab_size]. The cells of guesses that were wrong are written again.
+    """
     is_first = sequence.num_output == 0
-    try:
-        token = sequence.chooser.choose(row)
-    except InvalidRequest as error:
-        return SequenceOutput(sequence.id, error=error)
-    sequence.append(token)
     num_top = sequence.request.top_logprobs
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    reason = None
+    for row, guess in zip(rows, (*draft, None), strict=True):
+        try:
+            token = sequence.chooser.choose(row)
+        except InvalidRequest as error:
+            if tokens:
+                break  # they count; the next step comes to the same row
+            return SequenceOutput(sequence.id, error=error)
+        sequence.num_computed += bool(tokens)  # the guess before this row was right
+        sequence.append(token)
+        tokens.append(token)
+        if num_top is not None:
+            logprobs.append(token_logprob(row, token, num_top))
+        reason = _reason_to_end(sequence)
+        if reason is not None or token != guess:
+            break
+    if draft:
+        sequence.speculator.record(len(draft), len(tokens) - 1)
     return SequenceOutput(
         sequence.id,
-        token_ids=(token,),
-        logprobs=() if num_top is None else (token_logprob(row, token, num_top),),
+        token_ids=tuple(tokens),
+        logprobs=tuple(logprobs),
         prompt_logprobs=tuple(sequence.scores) if is_first else (),
-        finish_reason=_reason_to_end(sequence),
+        finish_reason=reason,
         queue_seconds=_queue_seconds(sequence) if is_first else 0.0,
         num_cached=sequence.num_cached,
     )

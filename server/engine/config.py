@@ -79,6 +79,17 @@ class EngineConfig(BaseModel):
         le=1,
         description="Part of the queue that one namespace may fill while others wait as well.",
     )
+    speculation: Literal["off", "auto"] = Field(
+        "auto",
+        description="Guess tokens from what a request repeats and check several in one step; a "
+        "request may say otherwise.",
+    )
+    speculation_tokens: int = Field(
+        7, gt=0, le=64, description="Tokens guessed for one sequence in one step at most."
+    )
+    speculation_max_rows: int = Field(
+        8, gt=1, description="Tokens of a step with guesses at most; fuller steps have none."
+    )
     max_context: int | None = Field(
         None, gt=0, description="Context length to serve; unset: the model's own."
     )

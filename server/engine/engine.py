@@ -256,6 +256,7 @@ class Engine:
             step_age=None if started is None else time.monotonic() - started,
             alive=self._is_alive,
             queue=replace(scheduler.stats(), deadlines_refused=self._queue.num_deadlines_refused),
+            speculation=scheduler.drafting.stats(),
         )
 
     def ledger(self) -> dict[str, int]:
@@ -359,6 +360,9 @@ class Engine:
         finite = {output.request_id for output in outputs if output.error is None}
         for chunk in chunks:
             self._scheduler.computed(chunk.sequence, is_finite=chunk.sequence.id in finite)
+            if chunk.draft and not any(o.request_id == chunk.sequence.id for o in outputs):
+                start = chunk.sequence.num_computed  # all that a draft left when it was not finite
+                self._runner.cache.clear(chunk.sequence.cells(start, start + chunk.num_tokens))
         for output in outputs:
             sequence = self._live[output.request_id]
             if isinstance(output.error, NonFinite):

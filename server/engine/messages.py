@@ -142,7 +142,7 @@ class TokenLogprob:
 class SequenceOutput:
     """What one step produced for one request.
 
-    `logprobs` is parallel to `token_ids` when asked for. `prompt_logprobs` comes at once: on the
+    `logprobs` is parallel to `token_ids` when asked for; guesses that proved right make several. `prompt_logprobs` comes at once: on the
     first output with a token, or for a scoring request on the last one, whose `token_ids` is empty.
     """
 
@@ -173,6 +173,14 @@ class QueueStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationStats:
+    """Guessed tokens; counts only grow."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for metrics and health; cheap to take from any thread."""
 
@@ -188,3 +196,4 @@ class EngineStats:
     step_age: float | None  # seconds that the step in progress has run; None between steps
     alive: bool
     queue: QueueStats = field(default_factory=QueueStats)
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from polygraft.adapters.errors import DeadlineExpired
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.block_pool import BlockPool
+from polygraft.server.engine.drafting import Drafting, DraftLimits
 from polygraft.server.engine.fairness import INPUT_COST, OUTPUT_COST, FairRules
 from polygraft.server.engine.messages import FinishReason, QueueStats
 from polygraft.server.engine.placement import Placement
@@ -57,6 +58,7 @@ class SchedulerLimits:
     max_step_adapters: int = 256
     max_step_columns: int = 8192
     max_skip: float = 1.0  # seconds that one is passed over for want of room for its adapters
+    drafts: DraftLimits = field(default_factory=DraftLimits)
 
 
 class Scheduler:
@@ -75,6 +77,7 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.placement = Placement(blocks, prefix_cache=prefix_cache, window=window)
+        self.drafting = Drafting(limits.drafts, self.placement)
         self.waiting = WaitingRoom(fairness or FairRules())
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.num_preemptions = 0  # for want of blocks
@@ -148,6 +151,7 @@ class Scheduler:
         order = self._classes.order(wanting)
         self._plan_decodes(step, decodes)
         self._plan_prompts(step, prompts, order, now)
+        self.drafting.plan(step)
         return step.chunks
 
     def computed(self, sequence: Sequence, *, is_finite: bool) -> None:
@@ -158,6 +162,7 @@ class Scheduler:
         new = sequence.num_output - sequence.num_charged_output
         sequence.num_charged_output = sequence.num_output
         self._charge(sequence, new * OUTPUT_COST)
+        self.drafting.record(new)
         if sequence.is_prompt_computed:
             self._let_siblings_go(sequence)
 
@@ -231,14 +236,11 @@ class Scheduler:
     # One step
 
     def _plan_decodes(self, step: StepPlan, decodes: list[Sequence]) -> None:
-        """A token for each, and what is left for those that would take several."""
-        spare = step.budget - len(decodes)
+        """A token for each."""
         for sequence in decodes:
-            size = 1 + min(sequence.num_wanted - 1, spare)
             # Making room for an earlier one may have pushed this one out of `running`.
-            if sequence.id in self.running and self._grow(sequence, size, step):
-                step.add(sequence, size)
-                spare -= size - 1
+            if sequence.id in self.running and self._grow(sequence, 1, step):
+                step.add(sequence, 1)
 
     def _plan_prompts(
         self, step: StepPlan, prompts: list[Sequence], order: list[int], now: float
@@ -314,7 +316,7 @@ class Scheduler:
 
     def _compute_chunk(self, sequence: Sequence, step: StepPlan) -> None:
         """The next chunk of a prompt, in this step."""
-        size = min(sequence.num_wanted, step.budget, self.limits.max_chunk)
+        size = min(sequence.num_remaining, step.budget, self.limits.max_chunk)
         if self._grow(sequence, size, step):
             step.add(sequence, size)
             self._charge_prompt(sequence, sequence.num_computed + size)

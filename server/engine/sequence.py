@@ -12,6 +12,7 @@ import numpy.typing as npt
 from polygraft.server.engine.messages import EngineRequest, FinishReason, TokenLogprob
 from polygraft.server.engine.prefix_cache import BlockKeys
 from polygraft.server.engine.sampling.chooser import TokenChooser
+from polygraft.server.engine.speculation import Speculator
 
 
 class SequenceState(Enum):
@@ -63,6 +64,7 @@ class Sequence:
         self.first_scheduled_at: float | None = None
         self.scores: list[TokenLogprob] = []  # of prompt tokens, from the first that is scored
         self.chooser = TokenChooser(request)
+        self.speculator = Speculator(self.token_ids)
         self.block_size = block_size
         self.block_table: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)  # `blocks` again
         self._cells: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -87,11 +89,6 @@ class Sequence:
     def is_decode(self) -> bool:
         """Whether all but the newest token is computed: a step gives it a token at once."""
         return self.num_remaining == 1
-
-    @property
-    def num_wanted(self) -> int:
-        """Positions it would like to have computed in the next step."""
-        return self.num_remaining
 
     @property
     def is_prompt_computed(self) -> bool:

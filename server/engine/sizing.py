@@ -7,6 +7,7 @@ import os
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.drafting import DraftLimits
 from polygraft.server.engine.fairness import FairRules
 from polygraft.server.engine.kv_cache import bytes_per_cell
 from polygraft.server.engine.probe import ProbedModel
@@ -23,6 +24,11 @@ def scheduler_limits(config: EngineConfig) -> SchedulerLimits:
         max_step_adapters=config.max_step_adapters,
         max_step_columns=config.max_step_columns,
         max_skip=config.max_skip,
+        drafts=DraftLimits(
+            is_default=config.speculation == "auto",
+            max_tokens=config.speculation_tokens,
+            max_rows=config.speculation_max_rows,
+        ),
     )
 
 

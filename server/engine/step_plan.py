@@ -14,6 +14,7 @@ class StepPlan:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.num_tokens = 0
         self.has_pushed_out = False  # somebody, so that others could grow
         self._chunks: dict[str, Chunk] = {}
 
@@ -25,13 +26,22 @@ class StepPlan:
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         """Compute the next positions of a sequence in this step."""
         self._chunks[sequence.id] = Chunk(sequence, num_tokens)
-        self.budget -= num_tokens
+        self._count(num_tokens)
+
+    def add_draft(self, sequence: Sequence, draft: tuple[int, ...]) -> None:
+        """Guessed tokens behind a planned decode."""
+        self._chunks[sequence.id] = Chunk(sequence, 1 + len(draft), draft)
+        self._count(len(draft))
 
     def drop(self, sequence: Sequence) -> None:
         """Not in this step after all."""
         chunk = self._chunks.pop(sequence.id, None)
         if chunk is not None:
-            self.budget += chunk.num_tokens
+            self._count(-chunk.num_tokens)
+
+    def _count(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+        self.budget -= num_tokens
 
 
 class RunningAdapters:

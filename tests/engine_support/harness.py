@@ -115,7 +115,14 @@ class Harness:
 
     def __init__(self, base: Path, **settings: object) -> None:
         config = EngineConfig.model_validate(
-            {"dtype": "float32", "threads": 1, "kv_bytes": 1 << 24, "pool_rows": 256, **settings}
+            {
+                "dtype": "float32",
+                "threads": 1,
+                "kv_bytes": 1 << 24,
+                "pool_rows": 256,
+                "speculation": "off",  # so that every row of logits gives a token
+                **settings,
+            }
         )
         self.engine = Engine.load(base, config)
         self.adapters = LoadedAdapters(self.engine)

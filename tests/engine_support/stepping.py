@@ -107,7 +107,7 @@ class Stepper:
         seconds_per_step: float = 0.01,
         window: int | None = None,
         fairness: FairRules | None = None,
-        **limits: float,
+        **limits: object,
     ) -> None:
         caps = {"max_running": 8, "max_batch_tokens": 32, "max_chunk": 8, **limits}
         self.adapters = FakeAdapters()
@@ -148,6 +148,7 @@ class Stepper:
         deadline: float | None = None,
         after: str | None = None,
         score_from: int | None = None,
+        speculation: bool | None = None,
         salt: str = "",
         is_poisoned: bool = False,
     ) -> Sequence:
@@ -164,6 +165,7 @@ class Stepper:
             deadline=deadline,
             after=after,
             score_from=score_from,
+            speculation=speculation,
             salt=salt,
         )
         sequence = Sequence(request, block_size=BLOCK)

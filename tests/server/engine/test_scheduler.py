@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from engine_support.stepping import Stepper
 
 from polygraft.adapters.errors import DeadlineExpired
 from polygraft.server.engine.messages import FinishReason
-from polygraft.server.engine.sequence import Sequence, SequenceState
+from polygraft.server.engine.sequence import SequenceState
 
 
 def test_a_long_prompt_is_chunked_and_never_delays_decodes() -> None:
@@ -154,18 +153,6 @@ def test_scoring_the_same_context_twice_computes_it_once() -> None:
     other = (*range(17), 50, 51, 52, 53)
     stepper.submit("s.1", other, 0, score_from=17)
     assert stepper.step() == {"s.1": 5}, "the four full blocks of the context were kept"
-
-
-def test_a_decode_of_several_tokens_leaves_one_for_each_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stepper = Stepper(max_batch_tokens=8, max_running=4)
-    for name in "abc":
-        stepper.submit(name, 2, 20)
-    stepper.step()
-    monkeypatch.setattr(Sequence, "num_wanted", property(lambda sequence: 4))
-    planned = {c.sequence.id: c.num_tokens for c in stepper.scheduler.plan(0.0)}
-    assert planned == {"a": 4, "b": 3, "c": 1}
 
 
 def test_blocks_of_one_sequence_are_adjacent_while_there_is_room() -> None:
