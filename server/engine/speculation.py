@@ -73,9 +73,7 @@ class Speculator:
             return ()
         # What is copied may run into itself: a loop is guessed on and on.
         period = len(self._tokens) - start
-        return tuple(
-            self._tokens[start + i % period] for i in range(min(count, self._length))
-        )
+        return tuple(self._tokens[start + i % period] for i in range(min(count, self._length)))
 
     def record(self, num_drafted: int, num_accepted: int) -> None:
         """What became of the last draft."""

@@ -297,7 +297,7 @@ async def test_every_option_reaches_the_engine(service: Service) -> None:
         top_logprobs=2,
         prompt_logprobs=0,
         priority="high",
-        speculation=False,
+        speculation=True,
         timeout=9.0,
     )
     request = service.engine.requests[-1]
@@ -311,7 +311,7 @@ async def test_every_option_reaches_the_engine(service: Service) -> None:
     assert stopping.time_limit is not None
     assert 30 < stopping.time_limit <= 30.5
     assert (request.top_logprobs, request.prompt_logprobs) == (2, 0)
-    assert (request.priority, request.speculation) == (1, False)
+    assert (request.priority, request.speculation) == (1, True)
     assert request.deadline is not None
 
 
