@@ -224,7 +224,7 @@ def test_blocks_of_rejected_guesses_are_never_shared(tiny_base: TinyBase) -> Non
 def test_a_guess_that_is_not_finite_harms_nobody(looping: Callable[..., Harness]) -> None:
     """Whatever a draft does to the numbers, the sequence goes on without it."""
     harness = looping()
-    run = harness.engine._runner.run
+    run, cache = harness.engine._runner.run, harness.engine._runner.cache
     num_hurt = 0
 
     def hurting(batch: ForwardBatch) -> Tensor:
@@ -234,16 +234,18 @@ def test_a_guess_that_is_not_finite_harms_nobody(looping: Callable[..., Harness]
             if group.chunk.draft:
                 num_hurt += 1
                 logits[group.first + group.count - 1] = torch.nan
-                cells = torch.from_numpy(
-                    group.chunk.sequence.cells(0, 10_000)[group.chunk.sequence.num_computed :]
-                )
-                for keys in harness.engine._runner.cache.keys:
-                    keys[:, cells] = torch.nan
+                start = group.chunk.sequence.num_computed
+                cells = group.chunk.sequence.cells(start, start + group.chunk.num_tokens)
+                for keys in cache.keys:
+                    keys[:, torch.from_numpy(cells)] = torch.nan
         return logits
 
     harness.engine._runner.run = hurting  # type: ignore[method-assign]
     harness.submit("r", LOOP, max_output_tokens=30)
     harness.submit("beside", LOOP[:9], max_output_tokens=30, speculation=False)
+    while not num_hurt:
+        harness.run_step()
+    assert all(keys.isfinite().all() for keys in cache.keys)
     harness.run()
     assert num_hurt == 1
     assert harness.answers["r"].token_ids == (LOOP * 2)[:30]
