@@ -20,8 +20,8 @@ def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[Seq
     """Advance the sequences of a step by what it computed.
 
     logits: [num_logits, vocab_size] float32, rows as `batch.samples` describes. A row that is not
-    finite ends its own sequence with `NonFinite` and nobody else's; with a draft it may be to blame,
-    and the sequence stays where it was, without output.
+    finite ends its own sequence with `NonFinite` and nobody else's; but a draft may be to
+    blame: then the sequence stays where it was, without output.
     """
     for chunk in chunks:
         chunk.sequence.num_computed += chunk.num_tokens - len(chunk.draft)

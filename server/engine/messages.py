@@ -142,8 +142,9 @@ class TokenLogprob:
 class SequenceOutput:
     """What one step produced for one request.
 
-    `logprobs` is parallel to `token_ids` when asked for; guesses that proved right make several. `prompt_logprobs` comes at once: on the
-    first output with a token, or for a scoring request on the last one, whose `token_ids` is empty.
+    Guesses that proved right make several `token_ids`. `logprobs` is parallel to them when asked
+    for. `prompt_logprobs` comes at once: on the first output with a token, or for a scoring request
+    on the last one, whose `token_ids` is empty.
     """
 
     request_id: str
