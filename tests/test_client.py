@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import subprocess
@@ -30,6 +31,7 @@ from polygraft.client import (
     ScoreItem,
     Unavailable,
 )
+from polygraft.client.options import write_score
 from polygraft.client.retry import NO_RETRY
 from polygraft.client.upload import UploadSource, find_adapter
 from polygraft.protos import adapters_pb2
@@ -68,6 +70,59 @@ def test_everything_that_is_exported_exists_and_is_listed_once() -> None:
     assert len(set(public.__all__)) == len(public.__all__)
     for name in public.__all__:
         assert hasattr(public, name)
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    def methods(client: type) -> dict[str, tuple[str, ...]]:
+        return {
+            name: tuple(inspect.signature(getattr(client, name)).parameters)
+            for name in dir(client)
+            if not name.startswith("_") and name != "stream"
+        }
+
+    assert methods(Client) == methods(AsyncClient)
+    assert methods(Client)["tokenize"] == ("self", "prompt", "adapter", "adapters", "options")
+    assert Client.move_alias.__doc__ == AsyncClient.move_alias.__doc__
+    assert (
+        str(inspect.signature(Client("nowhere").delete_version)) == "(name: 'str', number: 'int')"
+    )
+
+
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest(client: Client) -> None:
+    with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+        client.generate("Hi", temprature=0.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'logprobs'"):
+        client.stream("Hi", logprobs=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"priority": "urgent"},
+        {"regex": "a", "grammar": "b"},
+        {"logit_bias": {-(2**40): 1.0}},
+        {"adapters": {"a": "much"}},
+        {"temperature": "hot"},
+        {"top_logprobs": 2.5},
+    ],
+)
+def test_an_option_that_no_message_can_hold_is_refused(
+    client: Client, options: GenerateOptions
+) -> None:
+    with pytest.raises(InvalidRequest):
+        client.generate("Hi", **options)
+
+
+def test_scores_of_one_context_are_sent_as_one_item() -> None:
+    items = [
+        *ScoreItem.each(["a", [1, 2]], prompt="P"),
+        ScoreItem("c", token_ids=[3]),
+        ScoreItem("d", prompt="P"),
+    ]
+    message = write_score(items, "x", None, "high")
+    assert [len(item.continuations) for item in message.items] == [2, 1, 1]
+    assert message.items[0].continuations[1].token_ids.values == [1, 2]
+    assert [item.WhichOneof("input") for item in message.items] == ["prompt", "token_ids", "prompt"]
 
 
 def test_the_ten_lines_of_the_docstring(service: Service, tmp_path: Path) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
 from polygraft.adapters.errors import PolygraftError
 from polygraft.client import calls
-from polygraft.client.answers import Generation, GenerationBuilder, Piece, Score
+from polygraft.client.answers import Generation, GenerationBuilder, Piece
 from polygraft.client.calls import Call
 from polygraft.client.channel import (
     CHANNEL_OPTIONS,
@@ -24,19 +24,26 @@ from polygraft.client.channel import (
     UPLOAD_SECONDS,
 )
 from polygraft.client.failure import error_of
-from polygraft.client.options import (
-    GenerateOptions,
-    PriorityName,
-    ScoreItem,
-    TextOptions,
-    write_generate,
-)
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload
+from polygraft.client.options import GenerateOptions, write_generate
+from polygraft.client.results import Adapter, AdapterVersion, Upload
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
 from polygraft.protos import adapters_pb2, generation_pb2
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _awaited(
+    make: Callable[P, Call[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """The method that awaits the call which `make` describes."""
+
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(make(*args, **kwargs))
+
+    calls.describe(method, make)
+    return method
 
 
 class AsyncClient:
@@ -71,49 +78,22 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def generate(
-        self, prompt: str | None = None, **options: Unpack[GenerateOptions]
-    ) -> Generation:
-        """The whole answer."""
-        return await self._run(calls.generate(prompt, options))
+    generate = _awaited(calls.generate)
+    score = _awaited(calls.score)
+    tokenize = _awaited(calls.tokenize)
+    detokenize = _awaited(calls.detokenize)
+    model = _awaited(calls.model)
+    get_adapter = _awaited(calls.get_adapter)
+    delete_adapter = _awaited(calls.delete_adapter)
+    delete_version = _awaited(calls.delete_version)
+    move_alias = _awaited(calls.move_alias)
+    load_adapter = _awaited(calls.load_adapter)
+    unload_adapter = _awaited(calls.unload_adapter)
 
     def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> AsyncStream:
         """The answer as it is made: iterate over its pieces with `async for`."""
         timeout = options.get("timeout", self._stream_timeout)
         return AsyncStream(self, write_generate(prompt, options), timeout)
-
-    async def score(
-        self,
-        items: Sequence[ScoreItem],
-        *,
-        adapter: str = "",
-        adapters: Mapping[str, float] | None = None,
-        priority: PriorityName | None = None,
-        timeout: float | None = None,
-    ) -> list[Score]:
-        """Log-likelihoods of continuations, in the order of the items."""
-        return await self._run(calls.score(items, adapter, adapters, priority, timeout))
-
-    async def tokenize(
-        self,
-        prompt: str | None = None,
-        *,
-        adapter: str = "",
-        adapters: Mapping[str, float] | None = None,
-        **options: Unpack[TextOptions],
-    ) -> list[int]:
-        """The token ids that `generate` would feed to the model."""
-        return await self._run(calls.tokenize(prompt, adapter, adapters, options))
-
-    async def detokenize(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True
-    ) -> str:
-        """The text of token ids."""
-        return await self._run(calls.detokenize(token_ids, skip_special_tokens))
-
-    async def model(self) -> Model:
-        """The base's facts and the server's limits."""
-        return await self._run(calls.model())
 
     async def upload_adapter(
         self,
@@ -142,10 +122,6 @@ class AsyncClient:
         messages = opened.messages(header, progress)
         return Upload.read(await self._finish(method(messages, timeout=timeout)))
 
-    async def get_adapter(self, reference: str) -> Adapter:
-        """An adapter with the version that the reference names, manifest included."""
-        return await self._run(calls.get_adapter(reference))
-
     async def list_adapters(self) -> list[Adapter]:
         """All adapters with their live versions, by name."""
         return await self._all_pages(calls.list_adapters)
@@ -153,38 +129,6 @@ class AsyncClient:
     async def list_versions(self, name: str) -> list[AdapterVersion]:
         """All versions of an adapter, by number."""
         return await self._all_pages(lambda token: calls.list_versions(name, token))
-
-    async def delete_adapter(self, name: str) -> None:
-        """Remove a name with all its versions and aliases."""
-        await self._run(calls.delete_adapter(name))
-
-    async def delete_version(self, name: str, number: int) -> None:
-        """Remove one version."""
-        await self._run(calls.delete_version(name, number))
-
-    async def move_alias(
-        self,
-        name: str,
-        alias: str,
-        number: int,
-        *,
-        expected_generation: int | None = None,
-        reason: str = "",
-    ) -> Alias:
-        """Point an alias at a version; AliasConflict if it is not at `expected_generation`."""
-        return await self._run(calls.move_alias(name, alias, number, expected_generation, reason))
-
-    async def load_adapter(
-        self, reference: str, *, pin: bool = False, timeout: float | None = None
-    ) -> AdapterVersion:
-        """Bring a version onto the device; with `pin` it stays until it is unloaded."""
-        return await self._run(calls.load_adapter(reference, pin, timeout))
-
-    async def unload_adapter(
-        self, reference: str, *, timeout: float | None = None
-    ) -> AdapterVersion:
-        """Remove a version from device and host when its running requests have ended."""
-        return await self._run(calls.unload_adapter(reference, timeout))
 
     async def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""

@@ -1,10 +1,15 @@
-"""Every method of the two services once, for both clients: what is sent, how the answer is read."""
+"""Every unary method of the two services once: its arguments, what is sent, how the answer is read.
+
+Both clients make their methods of these, docstrings included.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import update_wrapper
+from typing import Any, Generic, TypeVar, Unpack
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
@@ -45,6 +50,18 @@ class Call(Generic[T]):
     timeout: float | None = None  # seconds; None: the client's
 
 
+def describe(method: Callable[..., Any], make: Callable[..., Call[Any]]) -> None:
+    """Give a client's method the name, docstring and arguments of what makes its call."""
+    signature = inspect.signature(make)
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    update_wrapper(method, make)
+    del method.__wrapped__  # type: ignore[attr-defined]
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[myself, *signature.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+
+
 def path_of(method: str) -> str:
     """The path on the wire, "/package.Service/Method"."""
     descriptor = METHODS[method]
@@ -57,39 +74,41 @@ def parser_of(method: str) -> Callable[[bytes], Any]:
     return parse
 
 
-def generate(prompt: str | None, options: GenerateOptions) -> Call[Generation]:
-    """One answer."""
+def generate(prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Call[Generation]:
+    """The whole answer."""
     request = write_generate(prompt, options)
     return Call("Generate", request, Generation.read, options.get("timeout"))
 
 
 def score(
     items: Sequence[ScoreItem],
-    adapter: str,
-    adapters: Mapping[str, float] | None,
-    priority: PriorityName | None,
-    timeout: float | None,
+    *,
+    adapter: str = "",
+    adapters: Mapping[str, float] | None = None,
+    priority: PriorityName | None = None,
+    timeout: float | None = None,
 ) -> Call[list[Score]]:
-    """Log-likelihoods of continuations."""
+    """Log-likelihoods of continuations, in the order of the items."""
     request = write_score(items, adapter, adapters, priority)
     return Call("Score", request, Score.read_all, timeout)
 
 
 def tokenize(
-    prompt: str | None,
-    adapter: str,
-    adapters: Mapping[str, float] | None,
-    options: TextOptions,
+    prompt: str | None = None,
+    *,
+    adapter: str = "",
+    adapters: Mapping[str, float] | None = None,
+    **options: Unpack[TextOptions],
 ) -> Call[list[int]]:
-    """Token ids of an input."""
+    """The token ids that `generate` would feed to the model."""
     given = write_input(prompt, options)
     shares = write_adapters(adapters)
     request = model_pb2.TokenizeRequest(adapter=adapter, adapters=shares, **given)
     return Call("Tokenize", request, lambda response: list(response.token_ids))
 
 
-def detokenize(token_ids: Sequence[int], skip_special_tokens: bool) -> Call[str]:
-    """Text of token ids."""
+def detokenize(token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Call[str]:
+    """The text of token ids."""
     request = model_pb2.DetokenizeRequest(
         token_ids=token_ids, skip_special_tokens=skip_special_tokens
     )
@@ -97,12 +116,12 @@ def detokenize(token_ids: Sequence[int], skip_special_tokens: bool) -> Call[str]
 
 
 def model() -> Call[Model]:
-    """The base's facts."""
+    """The base's facts and the server's limits."""
     return Call("GetModel", model_pb2.GetModelRequest(), Model.read)
 
 
 def get_adapter(reference: str) -> Call[Adapter]:
-    """An adapter and the version that a reference names."""
+    """An adapter with the version that the reference names, manifest included."""
     return Call("GetAdapter", adapters_pb2.GetAdapterRequest(adapter=reference), Adapter.read)
 
 
@@ -131,7 +150,7 @@ def list_versions(name: str, page_token: str) -> Call[tuple[list[AdapterVersion]
 
 
 def delete_adapter(name: str) -> Call[None]:
-    """Remove a name."""
+    """Remove a name with all its versions and aliases."""
     request = adapters_pb2.DeleteAdapterRequest(adapter_name=name)
     return Call("DeleteAdapter", request, lambda _: None)
 
@@ -143,9 +162,14 @@ def delete_version(name: str, number: int) -> Call[None]:
 
 
 def move_alias(
-    name: str, alias: str, number: int, expected_generation: int | None, reason: str
+    name: str,
+    alias: str,
+    number: int,
+    *,
+    expected_generation: int | None = None,
+    reason: str = "",
 ) -> Call[Alias]:
-    """Point an alias to a version."""
+    """Point an alias at a version; AliasConflict if it is not at `expected_generation`."""
     request = adapters_pb2.UpdateAliasRequest(
         adapter_name=name,
         alias=alias,
@@ -156,13 +180,15 @@ def move_alias(
     return Call("UpdateAlias", request, Alias.read)
 
 
-def load_adapter(reference: str, pin: bool, timeout: float | None) -> Call[AdapterVersion]:
-    """Bring a version onto the device."""
+def load_adapter(
+    reference: str, *, pin: bool = False, timeout: float | None = None
+) -> Call[AdapterVersion]:
+    """Bring a version onto the device; with `pin` it stays until it is unloaded."""
     request = adapters_pb2.LoadAdapterRequest(adapter=reference, pin=pin)
     return Call("LoadAdapter", request, AdapterVersion.read, timeout)
 
 
-def unload_adapter(reference: str, timeout: float | None) -> Call[AdapterVersion]:
-    """Remove a version from device and host."""
+def unload_adapter(reference: str, *, timeout: float | None = None) -> Call[AdapterVersion]:
+    """Remove a version from device and host when its running requests have ended."""
     request = adapters_pb2.UnloadAdapterRequest(adapter=reference)
     return Call("UnloadAdapter", request, AdapterVersion.read, timeout)

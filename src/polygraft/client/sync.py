@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 
 from polygraft.adapters.errors import PolygraftError
 from polygraft.client import calls
-from polygraft.client.answers import Generation, GenerationBuilder, Piece, Score
+from polygraft.client.answers import Generation, GenerationBuilder, Piece
 from polygraft.client.calls import Call
 from polygraft.client.channel import (
     CHANNEL_OPTIONS,
@@ -22,19 +22,24 @@ from polygraft.client.channel import (
     UPLOAD_SECONDS,
 )
 from polygraft.client.failure import error_of
-from polygraft.client.options import (
-    GenerateOptions,
-    PriorityName,
-    ScoreItem,
-    TextOptions,
-    write_generate,
-)
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload
+from polygraft.client.options import GenerateOptions, write_generate
+from polygraft.client.results import Adapter, AdapterVersion, Upload
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
 from polygraft.protos import adapters_pb2, generation_pb2
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _blocking(make: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    """The method that makes the call which `make` describes, and waits for it."""
+
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(make(*args, **kwargs))
+
+    calls.describe(method, make)
+    return method
 
 
 class Client:
@@ -72,45 +77,22 @@ class Client:
     ) -> None:
         self.close()
 
-    def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Generation:
-        """The whole answer."""
-        return self._run(calls.generate(prompt, options))
+    generate = _blocking(calls.generate)
+    score = _blocking(calls.score)
+    tokenize = _blocking(calls.tokenize)
+    detokenize = _blocking(calls.detokenize)
+    model = _blocking(calls.model)
+    get_adapter = _blocking(calls.get_adapter)
+    delete_adapter = _blocking(calls.delete_adapter)
+    delete_version = _blocking(calls.delete_version)
+    move_alias = _blocking(calls.move_alias)
+    load_adapter = _blocking(calls.load_adapter)
+    unload_adapter = _blocking(calls.unload_adapter)
 
     def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Stream:
         """The answer as it is made: iterate over its pieces."""
         timeout = options.get("timeout", self._stream_timeout)
         return Stream(self, write_generate(prompt, options), timeout)
-
-    def score(
-        self,
-        items: Sequence[ScoreItem],
-        *,
-        adapter: str = "",
-        adapters: Mapping[str, float] | None = None,
-        priority: PriorityName | None = None,
-        timeout: float | None = None,
-    ) -> list[Score]:
-        """Log-likelihoods of continuations, in the order of the items."""
-        return self._run(calls.score(items, adapter, adapters, priority, timeout))
-
-    def tokenize(
-        self,
-        prompt: str | None = None,
-        *,
-        adapter: str = "",
-        adapters: Mapping[str, float] | None = None,
-        **options: Unpack[TextOptions],
-    ) -> list[int]:
-        """The token ids that `generate` would feed to the model."""
-        return self._run(calls.tokenize(prompt, adapter, adapters, options))
-
-    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
-        return self._run(calls.detokenize(token_ids, skip_special_tokens))
-
-    def model(self) -> Model:
-        """The base's facts and the server's limits."""
-        return self._run(calls.model())
 
     def upload_adapter(
         self,
@@ -138,10 +120,6 @@ class Client:
         messages = UploadSource.open(source).messages(header, progress)
         return Upload.read(self._finish(method.future(messages, timeout=timeout)))
 
-    def get_adapter(self, reference: str) -> Adapter:
-        """An adapter with the version that the reference names, manifest included."""
-        return self._run(calls.get_adapter(reference))
-
     def list_adapters(self) -> list[Adapter]:
         """All adapters with their live versions, by name."""
         return self._all_pages(calls.list_adapters)
@@ -149,36 +127,6 @@ class Client:
     def list_versions(self, name: str) -> list[AdapterVersion]:
         """All versions of an adapter, by number."""
         return self._all_pages(lambda token: calls.list_versions(name, token))
-
-    def delete_adapter(self, name: str) -> None:
-        """Remove a name with all its versions and aliases."""
-        self._run(calls.delete_adapter(name))
-
-    def delete_version(self, name: str, number: int) -> None:
-        """Remove one version."""
-        self._run(calls.delete_version(name, number))
-
-    def move_alias(
-        self,
-        name: str,
-        alias: str,
-        number: int,
-        *,
-        expected_generation: int | None = None,
-        reason: str = "",
-    ) -> Alias:
-        """Point an alias at a version; AliasConflict if it is not at `expected_generation`."""
-        return self._run(calls.move_alias(name, alias, number, expected_generation, reason))
-
-    def load_adapter(
-        self, reference: str, *, pin: bool = False, timeout: float | None = None
-    ) -> AdapterVersion:
-        """Bring a version onto the device; with `pin` it stays until it is unloaded."""
-        return self._run(calls.load_adapter(reference, pin, timeout))
-
-    def unload_adapter(self, reference: str, *, timeout: float | None = None) -> AdapterVersion:
-        """Remove a version from device and host when its running requests have ended."""
-        return self._run(calls.unload_adapter(reference, timeout))
 
     def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""
