@@ -91,6 +91,17 @@ def urgency(client: Client) -> None:
     print(client.generate(PROMPT, priority="high", timeout=30.0, max_output_tokens=8).text)
 
 
+def speculation(client: Client) -> None:
+    """Text that repeats itself is guessed, several tokens in one step; the answer is the same."""
+    prompt = "one two three four " * 6
+    answers = [
+        client.generate(prompt, speculation=wanted, ignore_eos=True, max_output_tokens=24).text
+        for wanted in (True, False)
+    ]
+    assert answers[0] == answers[1]
+    print(repr(answers[0]))
+
+
 def composition(client: Client) -> None:
     """Adapters by weight in one request; nothing is merged."""
     names = [adapter.name for adapter in client.list_adapters() if adapter.version is not None]
@@ -120,6 +131,7 @@ EXAMPLES: tuple[Callable[[Client], None], ...] = (
     tokens_in_and_out,
     scores,
     urgency,
+    speculation,
     composition,
     refusals,
 )

@@ -246,3 +246,25 @@ def test_scores_of_many_continuations_share_their_context(nano: Client, oracle: 
         assert [token.rank == 1 for token in score.tokens] == greedy
         assert score.is_greedy == all(greedy)
     assert all(score.usage.cached_tokens > len(oracle.ids(context)) // 2 for score in scores[1:])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_speculation_changes_no_token(nano: Client, temperature: float) -> None:
+    prompt = "copy: Tom has a red kite and a red cap. " * 4
+    options: dict[str, Any] = {
+        "n": 3,
+        "seed": 9,
+        "temperature": temperature,
+        "max_output_tokens": 60,
+        "ignore_eos": True,
+        "top_logprobs": 1,
+        "return_token_ids": True,
+        "stop": "kite and a",
+    }
+    plain = nano.generate(prompt, speculation=False, **options)
+    guessed = nano.generate(prompt, speculation=True, **options)
+    assert [choice.token_ids for choice in guessed.choices] == [c.token_ids for c in plain.choices]
+    assert [choice.text for choice in guessed.choices] == [c.text for c in plain.choices]
+    for one, other in zip(guessed.choices, plain.choices, strict=True):
+        logprobs = [entry.logprob for entry in other.logprobs]
+        assert [entry.logprob for entry in one.logprobs] == pytest.approx(logprobs, abs=CLOSE)
