@@ -20,6 +20,7 @@ from polygraft.server.answer import Answer
 from polygraft.server.answer_size import check_answer_size
 from polygraft.server.applied import AppliedAdapters, resolve_adapters
 from polygraft.server.choice import ChoiceReader
+from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.encoding import PromptEncoder
 from polygraft.server.engine.messages import EngineRequest, SequenceOutput
 from polygraft.server.engine_port import EnginePort, References
@@ -57,6 +58,7 @@ class TextGeneration:
         router: OutputRouter,
         validator: RequestValidator,
         metrics: Metrics,
+        constraints: ConstraintCompiler,
         *,
         worker: Executor,
         max_preparing: int,
@@ -72,6 +74,7 @@ class TextGeneration:
         self._router = router
         self._validator = validator
         self._metrics = metrics
+        self._constraints = constraints
         self._worker = worker
         self._max_preparing = max_preparing
         self._max_answer_bytes = max_answer_bytes
@@ -103,10 +106,13 @@ class TextGeneration:
             detokenizer, echo = IncrementalDetokenizer(self._decoder), ""
             sizes = [input_size(request.input)] * (request.sampling.n or 1)
             with self._reserved(caller, adapters, sizes):
+                constraint = None
+                if request.constraint is not None:
+                    constraint = await self._constraints.compile(request.constraint)
                 prompt = await self._prepare(self._encoder.encode, request.input, adapters)
                 if request.output.echo:
                     echo = await self._prepare(detokenizer.read, prompt.token_ids)
-            jobs = self._planner.plan_generation(request, prompt, adapters, caller)
+            jobs = self._planner.plan_generation(request, prompt, adapters, caller, constraint)
             check_answer_size(jobs, is_stream=is_stream, max_bytes=self._max_answer_bytes)
             stops = stop_sequences(request.stopping, prompt.recipe)
             choices = [

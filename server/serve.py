@@ -25,6 +25,7 @@ from polygraft.adapters.store import LocalStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.config import ServerConfig
+from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
 from polygraft.server.generation import TextGeneration
@@ -173,6 +174,12 @@ def _build(
     )
     stack.callback(uploads.close)
     router = OutputRouter(asyncio.get_running_loop())
+    constraints = ConstraintCompiler(
+        engine.tokenizer,
+        vocab_size=engine.geometry.vocab_size,
+        eos_token_ids=engine.eos_token_ids,
+    )
+    stack.callback(constraints.close)
     generation = TextGeneration(
         engine,
         registry,
@@ -184,6 +191,7 @@ def _build(
             context_bytes=engine.context_length * longest_token_bytes(engine.tokenizer),
         ),
         metrics,
+        constraints,
         # Several, so that a long prompt does not hold the short ones behind it up.
         worker=_threads(stack, "encoder", 4),
         max_preparing=config.engine.max_queued_requests,

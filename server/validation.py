@@ -24,7 +24,6 @@ from polygraft.server.requests import (
     Variables,
 )
 from polygraft.server.sizes import item_sizes
-from polygraft.server.unserved import refuse_unserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,6 @@ class RequestValidator:
         self._options.check_stopping(request.stopping)
         self._options.check_output(request.output)
         self._options.check_constraint(request.constraint)
-        refuse_unserved(request)
 
     def check_score(self, request: ScoreRequest) -> None:
         """Raises InvalidRequest."""
