@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run all; the exit code is 1 if one failed. The record holds what the others measured."""
+    """Run all; the exit code is 1 if one failed. The record holds what could be measured."""
     arguments = parse_arguments()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,11 @@ def record_of(
     for program, command in commands.items():
         typed = " ".join([f"benchmarks/{program}", *command[1:-2]])
         how = f"\n`{typed}`, {seconds[program] / 60:.1f} min.\n"
+        result = result_of(program, out)
+        text = section_of(program, result) if result.exists() else f"## {program}\n"
         if program in failed:
-            sections.append(f"## {program}\n\nFailed.\n{how}")
-        else:
-            sections.append(section_of(program, result_of(program, out)) + how)
+            text += "\n**It failed, or a system in it did.**\n"
+        sections.append(text + how)
     return "\n".join(sections)
 
 

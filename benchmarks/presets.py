@@ -50,8 +50,8 @@ PRESETS = {
         (
             Setting(16, 1, 3),
             Setting(0, 1, 3),
-            Setting(16, 8, 24),
-            Setting(0, 8, 24),
+            Setting(16, 8, 16),
+            Setting(0, 8, 16),
             Setting(16, 32, 64),
             Setting(0, 32, 64),
         ),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +30,14 @@ WARM_UP_TOKENS = 4
 
 class WorkerFailed(Exception):
     """A system's process ended or answered nonsense; the message carries the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was measured, and why systems are missing from it."""
+
+    rows: list[Row]
+    failures: list[WorkerFailed]
 
 
 class Worker:
@@ -99,6 +107,7 @@ class Workers:
             system: Worker(system, job if SYSTEMS[system].takes_adapters else bare)
             for system in systems
         }
+        self.failures: dict[str, WorkerFailed] = {}  # systems that are measured no more
 
     def __enter__(self) -> Self:
         return self
@@ -112,11 +121,19 @@ class Workers:
         for worker in self.workers.values():
             worker.close()
 
-    def in_turn(self, setting: Setting, round_index: int) -> list[tuple[str, Worker]]:
-        """The workers that the setting measures, each round beginning with another one."""
-        items = [(name, self.workers[name]) for name in measured_by(setting, self.workers)]
-        first = round_index % len(items)
-        return items[first:] + items[:first]
+    def in_turn(self, setting: Setting, round_index: int) -> list[str]:
+        """The systems that the setting measures, each round beginning with another one."""
+        names = [n for n in measured_by(setting, self.workers) if n not in self.failures]
+        first = round_index % max(1, len(names))
+        return names[first:] + names[:first]
+
+    def measure(self, system: str, workload: Workload) -> list[Measurement]:
+        """One measurement; none, and none ever after, if the system fails."""
+        try:
+            return [self.workers[system].measure(workload)]
+        except WorkerFailed as failure:
+            self.failures[system] = failure
+            return []
 
 
 def measured_by(setting: Setting, systems: Iterable[str]) -> list[str]:
@@ -132,10 +149,11 @@ def run_benchmark(
     threads: int,
     seed: int,
     on_progress: Progress,
-) -> list[Row]:
+) -> Outcome:
     """Measure every setting of the preset on every system; one row per system and setting.
 
-    `on_progress` is called with what comes next, once per workload that is run (see `num_steps`).
+    A system that fails is left out, the others go on. `on_progress` is called with what comes
+    next, once per workload that is run (see `num_steps`).
     """
     on_progress(f"making {preset.model} and {preset.num_adapters} adapters")
     job = make_job(
@@ -150,10 +168,15 @@ def run_benchmark(
     with Workers(systems, job) as workers:
         for system, worker in workers.workers.items():
             on_progress(f"loading and warming up {system}")
-            worker.wait_until_ready()
             num_adapters = preset.num_adapters if SYSTEMS[system].takes_adapters else 0
-            worker.measure(warm_up_workload(preset, num_adapters, seed))
-        return _measure_settings(preset, workers, dtype, seed, on_progress)
+            try:
+                worker.wait_until_ready()
+            except WorkerFailed as failure:
+                workers.failures[system] = failure
+            else:
+                workers.measure(system, warm_up_workload(preset, num_adapters, seed))
+        rows = _measure_settings(preset, workers, dtype, seed, on_progress)
+        return Outcome(rows, list(workers.failures.values()))
 
 
 def num_steps(preset: Preset, systems: Sequence[str]) -> int:
@@ -178,12 +201,12 @@ def _measure_settings(
     }
     for round_index in range(preset.num_rounds):
         for setting, workload in workloads.items():
-            for system, worker in workers.in_turn(setting, round_index):
+            for system in workers.in_turn(setting, round_index):
                 on_progress(
                     f"{system}: {setting.num_adapters} adapters, concurrency "
                     f"{setting.concurrency}, round {round_index + 1}/{preset.num_rounds}"
                 )
-                measured[setting, system].append(worker.measure(workload))
+                measured[setting, system] += workers.measure(system, workload)
     references: dict[Setting, Measurement] = {}
     return [
         Row.summarize(
@@ -196,6 +219,7 @@ def _measure_settings(
             references.setdefault(setting, rounds[0]),
         )
         for (setting, system), rounds in measured.items()
+        if system not in workers.failures
     ]
 
 

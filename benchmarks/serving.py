@@ -23,8 +23,8 @@ from rich.console import Console
 
 from benchmarks.presets import PRESETS
 from benchmarks.progress import progress_bar
-from benchmarks.report import print_lora_tax, print_table
-from benchmarks.runner import WorkerFailed, num_steps, run_benchmark
+from benchmarks.report import Row, print_lora_tax, print_table
+from benchmarks.runner import num_steps, run_benchmark
 from benchmarks.systems import SYSTEMS, missing_peer
 from benchmarks.worker import run_worker
 
@@ -75,24 +75,28 @@ def measure_and_report(arguments: argparse.Namespace) -> int:
     preset = PRESETS[arguments.preset]
     systems = arguments.systems or installed_systems()
     with progress_bar(total=num_steps(preset, systems)) as on_progress:
-        try:
-            rows = run_benchmark(
-                preset,
-                systems,
-                dtype=arguments.dtype,
-                threads=arguments.threads,
-                seed=arguments.seed,
-                on_progress=on_progress,
-            )
-        except WorkerFailed as failure:
-            print(failure, file=sys.stderr)
-            return 1
+        outcome = run_benchmark(
+            preset,
+            systems,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            seed=arguments.seed,
+            on_progress=on_progress,
+        )
+    for failure in outcome.failures:
+        print(failure, file=sys.stderr)
+    if outcome.rows:
+        report(outcome.rows, arguments)
+    return 1 if outcome.failures else 0
+
+
+def report(rows: list[Row], arguments: argparse.Namespace) -> None:
+    """A table on stdout, JSON lines in the file."""
     width = None if sys.stdout.isatty() else 120  # columns, where no terminal tells
     print_table(rows, Console(width=width), threads=arguments.threads)
     print_lora_tax(rows, Console(width=width))
     if arguments.json:
         arguments.json.write_text("".join(row.to_json_line() + "\n" for row in rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def test_a_program_that_fails_is_named_and_the_others_are_kept(
 
     def run(command: list[str]) -> Ended:
         write_results(tmp_path)
+        result_of("latency.py", tmp_path).unlink()
         return Ended(1 if command[2].endswith("latency.py") else 0)
 
     monkeypatch.setattr("sys.argv", ["all.py", "--out", str(tmp_path)])
@@ -84,5 +85,6 @@ def test_a_program_that_fails_is_named_and_the_others_are_kept(
     assert main() == 1
     assert "failed: latency.py" in capsys.readouterr().err
     record = (tmp_path / "record.md").read_text()
-    assert "## latency.py\n\nFailed." in record
+    assert "## latency.py\n\n**It failed" in record
+    assert record.count("It failed") == 1
     assert "| y | 2.5 |" in record

