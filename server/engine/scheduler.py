@@ -30,6 +30,8 @@ from polygraft.server.engine.waiting_room import WaitingRoom
 
 _LOOK_AHEAD = 16  # accounts whose first is looked at when adapters have no room in the step
 
+_SPARE_TIMERS = 1024  # of sequences that ended before their time
+
 
 class AdapterPort(Protocol):
     """What the scheduler asks about adapters. Answers must be cheap."""
@@ -97,6 +99,9 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self._timers.add(sequence)
+        num_live = len(self.waiting) + len(self.running)
+        if len(self._timers) > _SPARE_TIMERS + 4 * num_live:
+            self._timers.prune({sequence.id, *self.running, *(s.id for s in self.waiting)})
         sibling = self._find(sequence.request.after) if sequence.request.after else None
         if sibling is not None and not sibling.is_prompt_computed:
             self.waiting.wait_for_sibling(sequence, sibling.id)

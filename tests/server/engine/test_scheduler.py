@@ -191,3 +191,16 @@ def test_rank_columns_of_a_step_are_bounded() -> None:
     assert stepper.step() == {"a": 3, "b": 3}
     stepper.run()
     stepper.assert_clean()
+
+
+def test_timers_of_sequences_that_ended_early_do_not_pile_up() -> None:
+    stepper = Stepper(max_running=2)
+    waiting = stepper.submit("waiting", 3, adapters=("cold",), deadline=50.0)
+    for i in range(5000):
+        stepper.submit(str(i), 3, 1, deadline=1e9)
+        stepper.step()
+    assert len(stepper.scheduler._timers) < 1100
+    while "waiting" in stepper.live:
+        stepper.step()
+    assert isinstance(waiting.error, DeadlineExpired), "its timer was kept"
+    assert stepper.now >= 50.0
