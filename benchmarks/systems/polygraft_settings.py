@@ -15,7 +15,8 @@ def engine_settings(job: Job) -> dict[str, str | int]:
     """Fields of `EngineConfig`: room for the workload and no more, so that memory compares.
 
     All adapters are resident and all requests run at once. Rounds repeat their prompts, so the
-    prefix cache is off: it would answer from memory what the other systems compute.
+    prefix cache is off: it would answer from memory what the other systems compute. Random weights
+    repeat themselves, so guessing tokens is off as well: it would look better here than it is.
     """
     longest = -(-job.max_sequence_tokens // BLOCK_SIZE) * BLOCK_SIZE
     return {
@@ -25,6 +26,7 @@ def engine_settings(job: Job) -> dict[str, str | int]:
         "pool_rows": max(RANKS) * len(job.adapters),
         "block_size": BLOCK_SIZE,
         "prefix_cache": False,
+        "speculation": "off",
         "kv_bytes": job.max_concurrency * longest * kv_bytes_per_token(job),
     }
 
