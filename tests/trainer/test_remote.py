@@ -1,6 +1,7 @@
 """Scoring through a running server gives what scoring in this process gives."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +23,13 @@ def test_server_and_local_answers_score_the_same(
     make_config: Callable[..., RunConfig], tiny_base: Path, toy_file: Path, tmp_path: Path
 ) -> None:
     run = train(make_config(), score_test=False)
+    # A copy elsewhere: inside its run, an adapter is found with the manifest one folder up.
+    bare_files = shutil.copytree(run.directory / "adapter", tmp_path / "bare")
     log, store = tmp_path / "log", tmp_path / "store"
     with ServerProcess(base=str(tiny_base), store=store, log=log, threads=1) as server:
         address = server.wait_ready(120).grpc
         with Client(address) as client:
             digest = client.upload_adapter(run.directory, "toy").version.digest
-            bare_files = run.directory / "adapter"
             client.upload_adapter(bare_files, "toy", alias="bare", allow_unverified_base=True)
         remote = score("toy@live", "--data", toy_file, "--server", address, "--json")
         bare = score("toy@bare", "--data", toy_file, "--server", address, "--json")
