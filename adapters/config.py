@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from polygraft.adapters.errors import (
@@ -18,76 +17,18 @@ from polygraft.adapters.errors import (
     AdapterUnsupported,
     raise_all,
 )
+from polygraft.adapters.features import (
+    CONVERT,
+    PLAIN_INITS,
+    QUANTIZED,
+    Method,
+    Status,
+    hints,
+    keys,
+)
 from polygraft.adapters.files import CONFIG_FILE
 from polygraft.adapters.patterns import PatternMap
 
-# Keys that decide what is computed.
-LORA_KEYS = frozenset(
-    {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
-)
-PROMPT_KEYS = frozenset({"num_virtual_tokens", "token_dim", "num_transformer_submodules"})
-PREFIX_KEYS = PROMPT_KEYS | {"num_layers", "num_attention_heads"}
-# Read elsewhere in the folder, or without effect on inference.
-IGNORED_KEYS = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
-)
-IGNORED_LORA_KEYS = IGNORED_KEYS | {
-    # The tensors' names already say which modules were matched.
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "fan_in_fan_out",  # says how the *base* stores its weight
-    "lora_dropout",
-    "megatron_core",
-    "qalora_group_size",
-    "eva_config",
-}
-IGNORED_PROMPT_KEYS = IGNORED_KEYS | {
-    "num_attention_heads",
-    "num_layers",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "prompt_tuning_init_state_dict_path",
-    "tokenizer_name_or_path",
-    "tokenizer_kwargs",
-    # The encoder of p-tuning is already applied to the saved embeddings.
-    "encoder_reparameterization_type",
-    "encoder_hidden_size",
-    "encoder_num_layers",
-    "encoder_dropout",
-}
-# The projection of prefix tuning is already applied to the saved embeddings as well.
-IGNORED_PREFIX_KEYS = IGNORED_KEYS | {"init_weights", "encoder_hidden_size", "prefix_projection"}
-MERGE = "Merge it into the base, or retrain without it."
-CONVERT = (
-    "This initialisation rewrites the base before training. Convert to a plain LoRA: save the "
-    "untrained adapter with init_lora_weights=True, then the trained one with save_pretrained("
-    "path_initial_model_for_weight_conversion=...)."
-)
-# Keys that must be off: null, false or empty. Value: the way out.
-MUST_BE_OFF: Mapping[str, str] = {
-    "use_dora": "Retrain without DoRA or merge it into the base.",
-    "lora_bias": "Retrain with lora_bias=False.",
-    "modules_to_save": "Retrain without modules_to_save, or merge the full weights into the base.",
-    "trainable_token_indices": "Retrain without trainable tokens, or merge them into the base.",
-    "target_parameters": "Expert parameters are not supported; train on attention only.",
-    "alora_invocation_tokens": "Retrain as a plain LoRA.",
-    "corda_config": CONVERT,
-    "loftq_config": CONVERT,
-    "lora_ga_config": CONVERT,
-    "layer_replication": MERGE,
-    "use_qalora": MERGE,
-    "use_bdlora": MERGE,
-    "velora_config": MERGE,
-    "kasa_config": MERGE,
-    "monteclora_config": MERGE,
-    "arrow_config": MERGE,
-    "megatron_config": MERGE,
-    "ensure_weight_tying": "Retrain with ensure_weight_tying=False.",
-}
-# Initialisations that leave the base alone, so that reading the tensors plainly is exact.
-PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 PREFIX_TYPE = "PREFIX_TUNING"
 ACCEPTED_TYPES = ("LORA", *PROMPT_TYPES, PREFIX_TYPE)
@@ -153,11 +94,8 @@ def parse_config(config: Mapping[str, object]) -> Settings:
 
 
 def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSettings:
-    _check_keys(config, LORA_KEYS | IGNORED_LORA_KEYS, problems)
+    _check_keys(config, Method.LORA, problems)
     _check_init(config.get("init_lora_weights", True), problems)
-    bias = config.get("bias", "none")
-    if bias != "none":
-        problems.append(_unsupported("bias", bias, "none", 'Retrain with bias="none".'))
     return LoraSettings(
         rank=PatternMap(
             "rank_pattern",
@@ -177,7 +115,7 @@ def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSetting
 def _parse_prompt(
     config: Mapping[str, object], peft_type: str, problems: Problems
 ) -> PromptSettings:
-    _check_keys(config, PROMPT_KEYS | IGNORED_PROMPT_KEYS, problems)
+    _check_keys(config, Method.PROMPT, problems)
     _check_submodules(config, problems)
     token_dim = config.get("token_dim")
     if token_dim is not None and not _is_rank(token_dim):
@@ -191,7 +129,7 @@ def _parse_prompt(
 
 
 def _parse_prefix(config: Mapping[str, object], problems: Problems) -> PrefixSettings:
-    _check_keys(config, PREFIX_KEYS | IGNORED_PREFIX_KEYS, problems)
+    _check_keys(config, Method.PREFIX, problems)
     _check_submodules(config, problems)
     return PrefixSettings(
         num_virtual_tokens=_count(config, "num_virtual_tokens", problems),
@@ -209,7 +147,7 @@ def _check_submodules(config: Mapping[str, object], problems: Problems) -> None:
         problems.append(_unsupported("num_transformer_submodules", submodules, 1, hint))
 
 
-def _check_keys(config: Mapping[str, object], known: AbstractSet[str], problems: Problems) -> None:
+def _check_keys(config: Mapping[str, object], method: Method, problems: Problems) -> None:
     """Refuses what would change the result: keys that must be off, other tasks, unknown keys.
 
     An unknown key that is null, false or empty is off: newer PEFT versions write every new
@@ -219,10 +157,12 @@ def _check_keys(config: Mapping[str, object], known: AbstractSet[str], problems:
     if task_type not in (None, "CAUSAL_LM"):
         hint = "Heads of other tasks are not served."
         problems.append(_unsupported("task_type", task_type, "CAUSAL_LM or null", hint))
+    known = keys(method, Status.SERVED, Status.IGNORED) | {"peft_type", "task_type"}
+    ways_out = hints()
     for key, value in config.items():
-        if key in known or key in ("peft_type", "task_type") or _is_off(value):
+        if key in known or _is_off(value) or (key, value) == ("bias", "none"):
             continue
-        hint = MUST_BE_OFF.get(key, "This key is unknown here; retrain without it.")
+        hint = ways_out.get(key, "This key is unknown here; retrain without it.")
         problems.append(_unsupported(key, value, "null, false or empty", hint))
 
 
@@ -230,8 +170,11 @@ def _check_init(value: object, problems: Problems) -> None:
     name = json.dumps(value).strip('"').lower() if isinstance(value, (bool, str)) else ""
     if name in PLAIN_INITS:
         return
-    rewrites = name.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
-    hint = CONVERT if rewrites else "Retrain with init_lora_weights=True."
+    hint = "Retrain with init_lora_weights=True."
+    if name.startswith(("pissa", "olora", "corda", "lora_ga")):
+        hint = CONVERT
+    elif name == "loftq":
+        hint = QUANTIZED
     problems.append(_unsupported("init_lora_weights", value, ", ".join(PLAIN_INITS), hint))
 
 
