@@ -56,6 +56,7 @@ class PolygraftError(Exception):
         self.allowed = allowed
         self.hint = hint
         self.metadata = dict(metadata or {})
+        self.problems: tuple[PolygraftError, ...] = ()  # of one that tells several
 
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.file, self.item) if part)
@@ -175,10 +176,12 @@ def raise_all(problems: Sequence[AdapterInvalid | AdapterIncompatible]) -> None:
     if len(problems) > len(lines):
         lines.append(f"and {len(problems) - len(lines)} more")
     kinds = {type(problem) for problem in problems}
-    raise (kinds.pop() if len(kinds) == 1 else AdapterInvalid)(
+    told = (kinds.pop() if len(kinds) == 1 else AdapterInvalid)(
         f"{len(problems)} problems. " + " | ".join(lines),
         reason=first.code if all(p.code == first.code for p in problems) else None,
         found=first.found,
         allowed=first.allowed,
         metadata={"problems": str(len(problems))},
     )
+    told.problems = tuple(problems)
+    raise told

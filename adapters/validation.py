@@ -48,16 +48,8 @@ def validate_files(
 
     Raises AdapterInvalid, AdapterUnsupported or AdapterIncompatible.
     """
-    records = tuple(
-        FileRecord(name=file.name, size=file.size, sha256=file.sha256)
-        for file in sorted(header.files, key=lambda file: file.name)
-        if file.name != MANIFEST_FILE
-    )
+    records, manifest = check_files(header, files, limits)
     content = {record.name: files[record.name] for record in records}
-    _check_side_files(files, limits)
-    manifest = _read_manifest(files[MANIFEST_FILE]) if MANIFEST_FILE in files else None
-    if manifest is not None:
-        _check_servable(manifest, records)
     if not (manifest and check_base(manifest, geometry)) and not header.allow_unverified_base:
         raise unverified()
     weights = read_adapter(
@@ -72,6 +64,23 @@ def validate_files(
     else:
         check_content(manifest, weights, geometry)
     return ValidatedUpload(manifest, content, weights, _warnings(manifest, weights))
+
+
+def check_files(
+    header: UploadHeader, files: Mapping[str, Path], limits: AdapterLimits
+) -> tuple[tuple[FileRecord, ...], Manifest | None]:
+    """What needs neither the base nor the weights: the records of all files but the manifest, and
+    the manifest, if there is one."""
+    records = tuple(
+        FileRecord(name=file.name, size=file.size, sha256=file.sha256)
+        for file in sorted(header.files, key=lambda file: file.name)
+        if file.name != MANIFEST_FILE
+    )
+    _check_side_files(files, limits)
+    manifest = _read_manifest(files[MANIFEST_FILE]) if MANIFEST_FILE in files else None
+    if manifest is not None:
+        _check_servable(manifest, records)
+    return records, manifest
 
 
 def _check_side_files(files: Mapping[str, Path], limits: AdapterLimits) -> None:

@@ -21,6 +21,7 @@ from polygraft.adapters.config import (
     PrefixSettings,
     Problems,
     PromptSettings,
+    Settings,
     parse_config,
 )
 from polygraft.adapters.errors import AdapterInvalid, raise_all
@@ -35,7 +36,7 @@ from polygraft.adapters.files import (
 )
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
-from polygraft.adapters.safetensors_header import read_header
+from polygraft.adapters.safetensors_header import TensorEntry, read_header
 from polygraft.adapters.virtual_checks import check_prefix, check_prompt
 
 
@@ -123,11 +124,7 @@ def read_adapter(
     """
     if isinstance(files, Path):
         files = find_files(files)
-    check_complete(files)
-    for name in REQUIRED_FILES:
-        check_magic(files[name], name)
-    settings = parse_config(read_json(files[CONFIG_FILE], CONFIG_FILE))
-    entries = read_header(files[WEIGHTS_FILE], WEIGHTS_FILE, max_tensors=limits.max_tensors)
+    settings, entries = read_declarations(files, limits)
     if isinstance(settings, PromptSettings):
         check_prompt(settings, entries, geometry, limits)
         rows = _read_virtual(files[WEIGHTS_FILE], dtype)
@@ -142,6 +139,18 @@ def read_adapter(
     if not weights.has_effect and not allow_no_effect:
         raise _no_effect()
     return weights
+
+
+def read_declarations(
+    files: Mapping[str, Path], limits: AdapterLimits
+) -> tuple[Settings, list[TensorEntry]]:
+    """What config and header say, all of it that can be checked without a base: file kinds, JSON,
+    safetensors header, config. Raises AdapterInvalid or AdapterUnsupported."""
+    check_complete(files)
+    for name in REQUIRED_FILES:
+        check_magic(files[name], name)
+    settings = parse_config(read_json(files[CONFIG_FILE], CONFIG_FILE))
+    return settings, read_header(files[WEIGHTS_FILE], WEIGHTS_FILE, max_tensors=limits.max_tensors)
 
 
 def _read_virtual(path: Path, dtype: torch.dtype) -> Tensor:

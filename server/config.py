@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polygraft.adapters.errors import InvalidRequest
-from polygraft.adapters.limits import GIB, MIB
+from polygraft.adapters.limits import GIB, MIB, AdapterLimits
 from polygraft.server.engine.config import EngineConfig
 
 ENVIRONMENT_PREFIX = "POLYGRAFT_"
@@ -42,6 +42,15 @@ class AdapterConfig(_Section):
     max_uploads: int = Field(16, gt=0, description="Uploads in progress at once.")
     host_bytes: int = Field(GIB, gt=0, description="Memory for adapters beside the device.")
     load_workers: int = Field(2, gt=0, le=64, description="Threads that read adapters.")
+
+    def limits(self) -> AdapterLimits:
+        """What the reader and the upload check."""
+        return AdapterLimits(
+            max_rank=self.max_rank,
+            max_virtual_tokens=self.max_virtual_tokens,
+            max_bytes=self.max_bytes,
+            max_uploads=self.max_uploads,
+        )
 
 
 class ServerConfig(_Section):

@@ -157,7 +157,7 @@ def _build(
     store: LocalStore,
     stack: AsyncExitStack,
 ) -> RunningServer:
-    limits = _limits(config)
+    limits = config.adapters.limits()
     registry = Registry(store, in_use=lambda digest: residency.is_wanted(digest))
     residency = Residency(
         _reader(registry, engine, limits),
@@ -221,7 +221,7 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
         GenerationServicer(
             server.generation,
             server.engine,
-            _limits(config),
+            config.adapters.limits(),
             max_message_bytes=config.max_message_bytes,
             stall_timeout=config.stall_timeout,
         ),
@@ -273,16 +273,6 @@ def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> in
     import uvloop
 
     return uvloop.run(serve_until_signal(config, announce))
-
-
-def _limits(config: ServerConfig) -> AdapterLimits:
-    adapters = config.adapters
-    return AdapterLimits(
-        max_rank=adapters.max_rank,
-        max_virtual_tokens=adapters.max_virtual_tokens,
-        max_bytes=adapters.max_bytes,
-        max_uploads=adapters.max_uploads,
-    )
 
 
 def _reader(

@@ -62,13 +62,13 @@ def test_help_lists_every_command_without_importing_any() -> None:
     assert shown.splitlines()[-1].split() == ["polygraft.commands.failure"]
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "adapters"])
+@pytest.mark.parametrize("command", ["serve", "generate", "adapters", "adapters check"])
 def test_help_of_a_command_needs_neither_torch_nor_grpc(command: str) -> None:
     code = f"""if True:
         import atexit, sys
         heavy = ("torch", "transformers", "grpc", "numpy")
         atexit.register(lambda: print([n for n in heavy if n in sys.modules], file=sys.stderr))
-        sys.argv[1:] = ["{command}", "--help"]
+        sys.argv[1:] = [*"{command}".split(), "--help"]
         from polygraft.cli import main
         main()"""
     result = subprocess.run(

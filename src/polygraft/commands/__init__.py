@@ -21,7 +21,7 @@ COMMANDS: Final[dict[str, str]] = {
     "generate": "Generate text with the base or an adapter, streamed to the terminal.",
     "likelihood": "Compare continuations of a text by their log-likelihood.",
     "health": "Ask a server whether it is ready.",
-    "adapters": "List, show, push, promote and delete the adapters of a server.",
+    "adapters": "List, show, push, check, promote and delete adapters.",
     "train": "Train an adapter from a recipe.",
     "score": "Score an adapter, or the base, on held-out data.",
     "base": "Build the bundled base model.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polygraft.commands.adapter_check import check
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
+app.command()(check)
 LIVE = "live"
 
 
 @app.callback()
 def adapters() -> None:
-    """List, show, push, promote and delete the adapters of a server."""
+    """List, show, push, check, promote and delete adapters."""
 
 
 @app.command("list")
