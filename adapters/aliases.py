@@ -6,15 +6,18 @@ across processes the log decides.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from polygraft.adapters.errors import AdapterCorrupt, AliasConflict
+from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.log import Log
 from polygraft.adapters.names import name_path, path_name
-from polygraft.adapters.store import Store
+from polygraft.adapters.stores.protocol import Store
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +49,19 @@ class AliasBook:
         self._store = store
         self._lock = threading.Lock()
         self._history: dict[tuple[str, str], list[AliasRecord]] = {}
+        self._listed: dict[str, int] = {}  # hash of the keys that a log had when it was read
 
-    def load(self) -> None:
-        """Reads every alias log from the store."""
-        found = set()
-        for key in self._store.list("aliases/"):
-            path, alias, _ = key.removeprefix("aliases/").rsplit("/", 2)
-            found.add((path_name(path), alias))
-        for name, alias in found:
+    def load(self, moved: Iterable[str] | None = None) -> None:
+        """Reads every alias log that has changed; with `moved`, only those of these records."""
+        for log, keys in self._logs(moved).items():
+            if keys is not None and self._listed.get(log) == hash(keys):
+                continue
+            path, alias = log.removeprefix("aliases/").rsplit("/", 1)
+            name = path_name(path)
             try:
-                self._reload(name, alias)
+                # Why not these keys again: the log may have grown since they were listed.
+                self._reload(name, alias, None if log in self._listed else keys)
+                self._listed[log] = hash(keys)
             except AdapterCorrupt as error:
                 # Why not raise: one damaged alias must not keep the others from being served. It
                 # resolves to nothing, rather than to where it pointed before the damage.
@@ -113,8 +119,10 @@ class AliasBook:
     def _append(
         self, name: str, alias: str, digest: str, number: int, reason: str
     ) -> AliasRecord | None:
-        generation = len(self.history(name, alias)) + 1
+        history = self.history(name, alias)
+        generation = history[-1].generation + 1 if history else 1
         targets = [{"version": digest, "number": number, "weight": WHOLE}] if number else []
+        failpoint("alias.record")
         entry = self._log(name, alias).append(
             generation, {"targets": targets, "previous": generation - 1, "reason": reason}
         )
@@ -125,9 +133,18 @@ class AliasBook:
             self._history.setdefault((name, alias), []).append(record)
         return record
 
-    def _reload(self, name: str, alias: str) -> None:
+    def _logs(self, moved: Iterable[str] | None) -> dict[str, tuple[str, ...] | None]:
+        """Logs to look into, each with its keys where they are known."""
+        if moved is not None:
+            return dict.fromkeys(sorted({key.rpartition("/")[0] for key in moved}))
+        keys = list(self._store.list("aliases/"))
+        self._store.fetch(keys)
+        groups = itertools.groupby(keys, lambda key: key.rpartition("/")[0])
+        return {log: tuple(of) for log, of in groups}
+
+    def _reload(self, name: str, alias: str, keys: Sequence[str] | None = None) -> None:
         history = []
-        for generation, entry in self._log(name, alias).entries():
+        for generation, entry in self._log(name, alias).entries(keys):
             if isinstance(entry, AdapterCorrupt):
                 raise entry
             history.append(_record(name, alias, generation, entry))

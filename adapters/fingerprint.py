@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.safetensors_header import TensorEntry, read_header
 from polygraft.adapters.tokenizer_corpus import CORPUS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 

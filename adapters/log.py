@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from polygraft.adapters.changes import SharedStore
 from polygraft.adapters.errors import AdapterCorrupt
-from polygraft.adapters.store import Store
+from polygraft.adapters.stores.protocol import Store
 
 DELETED = "deleted"
 
 
 class Log:
-    """Entries 1, 2, 3 ... under `prefix`; each a small JSON object with `at` and `nonce` added."""
+    """Entries 1, 2, 3 ... under `prefix`; each a small JSON object with `at` and `nonce` added.
+
+    Old entries may have been collected as garbage, so the first number need not be 1.
+    """
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
@@ -30,14 +34,21 @@ class Log:
         nonce = uuid.uuid4().hex
         written = {**entry, "at": time.time(), "nonce": nonce}
         key = self._key(number)
-        if self._store.create(key, json.dumps(written).encode()):
-            return written
-        # Why: a store client may retry a create whose reply was lost; then it was ours.
-        return written if self._read(key)["nonce"] == nonce else None
+        # Why compare: a store client may retry a create whose reply was lost; then it was ours.
+        created = self._store.create(key, json.dumps(written).encode())
+        if not created and self._read(key)["nonce"] != nonce:
+            return None
+        self._announce(key)
+        return written
 
-    def entries(self) -> Iterator[tuple[int, dict[str, Any] | AdapterCorrupt]]:
-        """Numbers and entries in order, without deleted ones; a damaged one as its error."""
-        keys = list(self._store.list(self._prefix))
+    def entries(
+        self, keys: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any] | AdapterCorrupt]]:
+        """Numbers and entries in order, without deleted ones; a damaged one as its error.
+
+        `keys`: the log's keys, sorted, from somebody who has listed them already.
+        """
+        keys = self.keys() if keys is None else keys
         deleted = {key for key in keys if key.endswith(f".{DELETED}.json")}
         for key in keys:
             if key in deleted or _tombstone(key) in deleted:
@@ -46,27 +57,51 @@ class Log:
                 yield _number(key), self._read(key)
             except AdapterCorrupt as error:
                 yield _number(key), error
+            except KeyError:
+                continue  # collected since the keys were listed
 
-    def last_number(self) -> int:
+    def keys(self) -> list[str]:
+        """The keys of all entries and tombstones, sorted; nearby when they are read."""
+        keys = list(self._store.list(self._prefix))
+        self._store.fetch(keys)
+        return keys
+
+    def last_number(self, keys: Sequence[str] | None = None) -> int:
         """The highest number ever written, deleted ones included; 0 for an empty log."""
-        return max((_number(key) for key in self._store.list(self._prefix)), default=0)
+        keys = list(self._store.list(self._prefix)) if keys is None else keys
+        return max(map(_number, keys), default=0)
 
     def delete(self, number: int, reason: str) -> None:
         """Puts a tombstone beside the entry; its number is never given again."""
         record = json.dumps({"at": time.time(), "reason": reason}).encode()
-        self._store.create(_tombstone(self._key(number)), record)
+        key = _tombstone(self._key(number))
+        self._store.create(key, record)
+        self._announce(key)
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:010d}.json"
 
+    def _announce(self, key: str) -> None:
+        if isinstance(self._store, SharedStore):
+            self._store.announce(key)
+
     def _read(self, key: str) -> dict[str, Any]:
         try:
-            value = json.loads(self._store.get(key))
-        except ValueError as error:
-            raise AdapterCorrupt("the record is not JSON.", file=key) from error
-        if not isinstance(value, dict) or "nonce" not in value:
-            raise AdapterCorrupt("the record lacks its fields.", file=key)
-        return value
+            return _parse(key, self._store.get(key))
+        except AdapterCorrupt:
+            if not self._store.drop_copy(key):
+                raise
+            return _parse(key, self._store.get(key))
+
+
+def _parse(key: str, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise AdapterCorrupt("the record is not JSON.", file=key) from error
+    if not isinstance(value, dict) or "nonce" not in value:
+        raise AdapterCorrupt("the record lacks its fields.", file=key)
+    return value
 
 
 def _tombstone(key: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,9 +16,11 @@ from polygraft.adapters.canonical import canonical_bytes, sha256_digest
 from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid
 from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, hash_file, parse_json, read_json
 from polygraft.adapters.fingerprint import Fingerprint
-from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.prompt import PromptRecipe
-from polygraft.adapters.weights import AdapterWeights
+
+if TYPE_CHECKING:  # so that whoever only reads the store need not load torch
+    from polygraft.adapters.geometry import BaseGeometry
+    from polygraft.adapters.weights import AdapterWeights
 
 SCHEMA: Literal["polygraft.adapter/1"] = "polygraft.adapter/1"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

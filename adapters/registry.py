@@ -8,22 +8,25 @@ a crash between any two leaves nothing half visible and a repeat completes it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polygraft.adapters.aliases import AliasBook, AliasRecord
-from polygraft.adapters.blobs import Blobs
+from polygraft.adapters.blobs import Blobs, keys_of
+from polygraft.adapters.changes import SharedStore
+from polygraft.adapters.claims import claim
 from polygraft.adapters.errors import (
     AdapterCorrupt,
     AdapterInUse,
+    AdapterInvalid,
     AdapterNotFound,
     AliasConflict,
     InvalidRequest,
-    PolygraftError,
 )
+from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.log import Log
 from polygraft.adapters.manifest import Manifest
 from polygraft.adapters.names import (
@@ -35,21 +38,13 @@ from polygraft.adapters.names import (
     parse_reference,
     path_name,
 )
-from polygraft.adapters.store import Store
+from polygraft.adapters.stores.protocol import Store
+from polygraft.adapters.version_table import VersionRecord, VersionTable
 
+__all__ = ["Registry", "VersionRecord"]
+
+VERSIONS, ALIASES = "versions/", "aliases/"
 MAX_REASON_BYTES = 1024  # of an alias move; it is kept for ever and listed with the alias
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """One published version. `verified`: its manifest declared this server's base."""
-
-    adapter_name: str
-    number: int
-    digest: str
-    manifest: Manifest
-    verified: bool
-    created_at: float  # seconds since the epoch
 
 
 class Registry:
@@ -61,54 +56,76 @@ class Registry:
     def __init__(
         self, store: Store, *, in_use: Callable[[str], bool] = lambda digest: False
     ) -> None:
-        self._store = store
+        self._store = SharedStore(store)
         self._in_use = in_use
-        self._blobs = Blobs(store)
-        self._aliases = AliasBook(store)
-        self._lock = threading.Lock()  # guards the maps; never held during I/O
+        self._blobs = Blobs(self._store)
+        self._aliases = AliasBook(self._store)
         self._writing = threading.Lock()  # one writer of this process at a time
-        self._versions: dict[str, dict[int, VersionRecord]] = {}
-        self._last: dict[str, int] = {}  # the highest number seen of each name
-        # Versions that are published but cannot be served, by (name, number) and by digest.
-        self._damaged: dict[tuple[str, int], AdapterCorrupt] = {}
+        self._table = VersionTable()
+        # Versions that are published but whose bytes were found damaged, by digest.
         self._corrupt: dict[str, AdapterCorrupt] = {}
+        self._listed: dict[str, int] = {}  # hash of the keys that a name had when it was read
+        self._is_behind = True  # what other processes wrote has not all been read
         self.refresh()
 
     def refresh(self) -> None:
         """Reads names, versions and aliases from the store, with what other processes wrote."""
-        paths = {
-            key.removeprefix("versions/").rpartition("/")[0]
-            for key in self._store.list("versions/")
-        }
-        for path in paths:
-            self._reload(path_name(path))
-        self._aliases.load()
+        self._is_behind = True
+        self._store.skip()  # before the logs are read: a change told twice does no harm
+        keys = list(self._store.list(VERSIONS))
+        self._store.fetch(keys)
+        found = {path_name(path): list(of) for path, of in itertools.groupby(keys, _path)}
+        for name in {*found, *self._table.names()}:
+            # Why not all: a running server does this too, and must not stop for it.
+            if self._listed.get(name) != (listed := hash(tuple(found.get(name, ())))):
+                with self._writing:
+                    self._reload(name, None if name in self._listed else found[name])
+                self._listed[name] = listed
+        self._blobs.fetch_manifests(self._table.digests())
+        with self._writing:
+            self._aliases.load()
+        self._is_behind = False
+
+    def follow(self) -> None:
+        """Takes in what other processes have written since the last call.
+
+        Costs one listing of what is new when that is nothing. Raises Unavailable; the next call
+        then reads everything again. One thread calls it.
+        """
+        if not self._is_behind:
+            self._is_behind = True
+            keys = self._store.poll()
+            if keys is not None:
+                self._take_in(keys)
+                self._is_behind = False
+                return
+        self.refresh()
 
     def names(self) -> list[str]:
         """Names that have a version, sorted."""
-        with self._lock:
-            return sorted(name for name, versions in self._versions.items() if versions)
+        return self._table.names()
 
     def versions(self, name: str) -> list[VersionRecord]:
-        """The versions of a name by number; AdapterNotFound for an unknown name."""
-        with self._lock:
-            versions = dict(self._versions.get(name, {}))
-        if not versions:
-            raise not_found("adapter", name, self.names())
-        return [versions[number] for number in sorted(versions)]
+        """The versions of a name by number, without damaged ones; AdapterNotFound for an unknown
+        name.
+        """
+        return [record for record in self._known(name).values() if self._is_readable(record)]
+
+    def num_versions(self, name: str) -> int:
+        """How many versions a name has; AdapterNotFound for an unknown name. Reads no manifest."""
+        return len(self._known(name))
 
     def version(self, name: str, number: int) -> VersionRecord:
-        """One version; AdapterNotFound lists what exists."""
-        if damaged := self._damaged.get((name, number)):
-            raise damaged
-        versions = {record.number: record for record in self.versions(name)}
-        if number not in versions:
-            raise not_found("version", f"{name}@{number}", [f"{name}@{n}" for n in versions])
-        return versions[number]
+        """One version; AdapterNotFound lists what exists, AdapterCorrupt says what is damaged."""
+        record = self._table.get(name, number)
+        if record is None:
+            existing = [f"{name}@{known}" for known in self._known(name)]
+            raise not_found("version", f"{name}@{number}", existing)
+        return self._readable(record)
 
     def aliases(self, name: str) -> list[AliasRecord]:
         """The aliases of a name; AdapterNotFound for an unknown name."""
-        self.versions(name)
+        self._known(name)
         return self._aliases.of(name)
 
     def alias_history(self, name: str, alias: str) -> list[AliasRecord]:
@@ -121,8 +138,7 @@ class Registry:
 
     def find(self, name: str, digest: str) -> VersionRecord | None:
         """The lowest-numbered version of a name with this content; None if there is none."""
-        with self._lock:
-            found = [r for r in self._versions.get(name, {}).values() if r.digest == digest]
+        found = (r for r in self._table.with_digest(digest) if r.adapter_name == name)
         return min(found, key=lambda record: record.number, default=None)
 
     def resolve(self, reference: str) -> VersionRecord:
@@ -133,13 +149,9 @@ class Registry:
         """
         parsed = parse_reference(reference)
         if parsed.digest:
-            record = self._by_digest(parsed.digest)
-        else:
-            number = parsed.number or self._alias_target(parsed.name, parsed.alias or LIVE)
-            record = self.version(parsed.name, number)
-        if record.digest in self._corrupt:
-            raise self._corrupt[record.digest]
-        return record
+            return self._by_digest(parsed.digest)
+        number = parsed.number or self._alias_target(parsed.name, parsed.alias or LIVE)
+        return self.version(parsed.name, number)
 
     def publish(self, name: str, manifest: Manifest, files: Mapping[str, Path]) -> VersionRecord:
         """Stores the files and gives them the next number of `name`; the first becomes `live`.
@@ -148,17 +160,15 @@ class Registry:
         the manifest raise UploadCorrupt.
         """
         check_name(name)
-        digest = self._blobs.put(manifest, files)
-        with self._writing:
-            with self._lock:
-                repaired = self._corrupt.pop(digest, None)
-            if repaired:
-                for owner in {name, *self._damaged_names(digest)}:
-                    self._reload(owner)
-            record = self.find(name, digest) or self._append(name, manifest, digest)
-            with contextlib.suppress(AliasConflict):  # another process was first
-                if self.live(name) is None:
-                    self._move(record, LIVE, 0, "first version")
+        with claim(self._store, keys_of(manifest)):
+            digest = self._blobs.put(manifest, files)
+            self._corrupt.pop(digest, None)
+            with self._writing:
+                record = self.find(name, digest) or self._append(name, manifest, digest)
+                with contextlib.suppress(AliasConflict):  # another process was first
+                    if self.live(name) is None:
+                        self._move(record, LIVE, 0, "first version")
+        failpoint("publish.reply")
         return record
 
     def move_alias(
@@ -184,7 +194,9 @@ class Registry:
                 allowed=MAX_REASON_BYTES,
             )
         with self._writing:
-            return self._move(self.version(name, number), alias, expected_generation, reason)
+            moved = self._move(self.version(name, number), alias, expected_generation, reason)
+        failpoint("alias.reply")
+        return moved
 
     def delete_version(self, name: str, number: int) -> None:
         """Removes a version; AdapterInUse when an alias or a running request refers to it."""
@@ -204,7 +216,7 @@ class Registry:
     def delete_adapter(self, name: str) -> None:
         """Removes all aliases and versions of a name; AdapterInUse while requests run on one."""
         with self._writing:
-            records = self.versions(name)
+            records = list(self._known(name).values())
             for record in records:
                 self._check_unused(record)
             for alias in self._aliases.of(name):
@@ -221,8 +233,7 @@ class Registry:
         try:
             return self._blobs.files(digest)
         except AdapterCorrupt as error:
-            with self._lock:
-                self._corrupt[digest] = error
+            self._corrupt[digest] = error
             raise
 
     def manifest(self, digest: str) -> Manifest:
@@ -231,11 +242,10 @@ class Registry:
 
     def check_integrity(self) -> None:
         """AssertionError unless every alias targets a version that exists with that digest."""
-        with self._lock:
-            versions = {name: dict(records) for name, records in self._versions.items()}
-        for name, records in versions.items():
+        for name in self._table.names():
+            records = self._table.of(name)
             for alias in self._aliases.of(name):
-                if (name, alias.number) in self._damaged:
+                if self._table.is_damaged(name, alias.number):
                     continue
                 target = records.get(alias.number)
                 assert target is not None, f"{name}@{alias.alias} targets nothing"
@@ -249,28 +259,24 @@ class Registry:
         raise not_found("alias", f"{name}@{alias}", aliases)
 
     def _by_digest(self, digest: str) -> VersionRecord:
-        with self._lock:
-            found = [r for v in self._versions.values() for r in v.values() if r.digest == digest]
-        if not found and digest in self._corrupt:
-            raise self._corrupt[digest]
+        found = self._table.with_digest(digest)
         if not found:
             raise AdapterNotFound(f"there is no version {digest}.", item="adapter", found=digest)
-        return min(found, key=lambda record: (record.adapter_name, record.number))
+        return self._readable(found[0])
 
     def _append(self, name: str, manifest: Manifest, digest: str) -> VersionRecord:
         log = self._log(name)
         while True:
             number = log.last_number() + 1
-            if number > self._last.get(name, 0) + 1:
+            if number > self._table.last(name) + 1:
                 self._reload(name)  # another process has published, perhaps this very content
                 if existing := self.find(name, digest):
                     return existing
+            failpoint("publish.version")
             entry = log.append(number, {"version": digest, "verified": manifest.base.declared})
             if entry is not None:
-                record = _record(name, number, entry, manifest)
-                with self._lock:
-                    self._versions.setdefault(name, {})[number] = record
-                    self._last[name] = number
+                record = self._record(name, number, entry)
+                self._table.add(record)
                 return record
 
     def _move(
@@ -294,49 +300,79 @@ class Registry:
                 hint="Move its aliases away, unload it, and retry when its requests have ended.",
             )
 
-    def _damaged_names(self, digest: str) -> set[str]:
-        with self._lock:
-            return {name for (name, _), damage in self._damaged.items() if damage.found == digest}
-
     def _delete(self, record: VersionRecord) -> None:
         self._log(record.adapter_name).delete(record.number, "deleted")
-        with self._lock:
-            self._versions[record.adapter_name].pop(record.number, None)
+        self._table.remove(record)
 
-    def _reload(self, name: str) -> None:
+    def _take_in(self, keys: Sequence[str]) -> None:
+        names = {path_name(_path(key)) for key in keys if key.startswith(VERSIONS)}
+        for name in sorted(names):
+            with self._writing:
+                self._reload(name)
+            self._blobs.fetch_manifests(r.digest for r in self._table.of(name).values())
+        moved = [key for key in keys if key.startswith(ALIASES)]
+        if moved:
+            with self._writing:
+                self._aliases.load(moved)
+
+    def _reload(self, name: str, keys: Sequence[str] | None = None) -> None:
+        """`keys`: those of its log, where they have been listed already."""
+        log = self._log(name)
+        keys = log.keys() if keys is None else keys
         records: dict[int, VersionRecord] = {}
         damaged: dict[int, AdapterCorrupt] = {}
-        last = self._log(name).last_number()
-        for number, entry in self._log(name).entries():
-            if isinstance(entry, AdapterCorrupt):
-                damaged[number] = entry
-                continue
+        for number, entry in log.entries(keys):
             try:
-                manifest = self._blobs.manifest(entry["version"])
-                records[number] = _record(name, number, entry, manifest)
-            except PolygraftError as error:
+                if isinstance(entry, AdapterCorrupt):
+                    raise entry
+                records[number] = self._record(name, number, entry)
+            except AdapterCorrupt as error:
                 # Why not raise: one damaged version must not keep the others from being served.
-                damaged[number] = AdapterCorrupt(str(error), found=entry["version"])
-        with self._lock:
-            self._versions[name] = records
-            self._last[name] = last
-            for known in [key for key in self._damaged if key[0] == name]:
-                del self._damaged[known]
-            for number, damage in damaged.items():
-                self._damaged[name, number] = damage
-                if damage.found is not None:
-                    self._corrupt[str(damage.found)] = damage
+                damaged[number] = error
+        self._table.replace(name, records, damaged, log.last_number(keys))
+
+    def _record(self, name: str, number: int, entry: Mapping[str, Any]) -> VersionRecord:
+        try:
+            return VersionRecord(
+                adapter_name=name,
+                number=number,
+                digest=entry["version"],
+                verified=entry["verified"],
+                created_at=entry["at"],
+                read_manifest=self._blobs.manifest,
+            )
+        except KeyError as error:
+            raise AdapterCorrupt(f"the record of {name}@{number} lacks {error}.") from error
+
+    def _known(self, name: str) -> dict[int, VersionRecord]:
+        """The versions of a name by number, damaged bytes or not; AdapterNotFound."""
+        records = self._table.of(name)
+        if not records:
+            raise not_found("adapter", name, self.names())
+        return records
+
+    def _is_readable(self, record: VersionRecord) -> bool:
+        try:
+            return self._readable(record) is record
+        except AdapterCorrupt:
+            return False
+
+    def _readable(self, record: VersionRecord) -> VersionRecord:
+        """The record, or AdapterCorrupt when its manifest or its bytes were found damaged."""
+        if damaged := self._corrupt.get(record.digest):
+            raise damaged
+        try:
+            self._blobs.manifest(record.digest)
+        except (AdapterInvalid, AdapterNotFound) as error:
+            damaged = AdapterCorrupt(str(error), found=record.digest)
+            self._corrupt[record.digest] = damaged
+            raise damaged from error
+        return record
 
     def _log(self, name: str) -> Log:
-        return Log(self._store, f"versions/{name_path(name)}/")
+        return Log(self._store, f"{VERSIONS}{name_path(name)}/")
 
 
-def _record(name: str, number: int, entry: Mapping[str, Any], manifest: Manifest) -> VersionRecord:
-    return VersionRecord(
-        adapter_name=name,
-        number=number,
-        digest=entry["version"],
-        manifest=manifest,
-        verified=entry["verified"],
-        created_at=entry["at"],
-    )
+def _path(key: str) -> str:
+    """The part of a version record's key that stands for the name."""
+    return key.removeprefix(VERSIONS).rpartition("/")[0]

@@ -97,7 +97,7 @@ class AdapterWriter:
                 record = self._registry.version(name, numbers[LIVE])
         return pb.Adapter(
             name=name,
-            version_count=len(self._registry.versions(name)),
+            version_count=self._registry.num_versions(name),
             aliases=[write_alias(alias) for alias in aliases],
             version=self.version(record) if record else None,
         )

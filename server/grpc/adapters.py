@@ -70,15 +70,17 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> pb.ListAdaptersResponse:
         """A page of adapters by name."""
         names, token = page_of(self._registry.names(), str, request.page_size, request.page_token)
-        adapters = [self._writer.adapter(name) for name in names]
+        # Why in a thread: each may read a manifest.
+        adapters = await in_thread(self._executor, lambda: list(map(self._writer.adapter, names)))
         return pb.ListAdaptersResponse(adapters=adapters, next_page_token=token)
 
     async def ListAdapterVersions(
         self, request: pb.ListAdapterVersionsRequest, context: Context
     ) -> pb.ListAdapterVersionsResponse:
         """A page of versions by number."""
+        records = await in_thread(self._executor, self._registry.versions, request.adapter_name)
         versions, token = page_of(
-            self._registry.versions(request.adapter_name),
+            records,
             lambda record: f"{record.number:010d}",
             request.page_size,
             request.page_token,

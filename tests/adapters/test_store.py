@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from polygraft.adapters.errors import Overloaded
 from polygraft.adapters.store import LocalStore, MemoryStore, Store
 
 
@@ -131,14 +132,18 @@ def test_a_local_store_keeps_everything_when_opened_again(tmp_path: Path) -> Non
     assert not again.create("a/b", b"y")
 
 
-def test_old_temporary_files_are_swept_and_young_ones_left(tmp_path: Path) -> None:
-    LocalStore(tmp_path).create("a", b"x")
-    old, young = tmp_path / ".tmp" / "old", tmp_path / ".tmp" / "young"
-    old.touch()
-    young.touch()
-    os.utime(old, (time.time() - 7200,) * 2)
+def test_temporary_files_of_dead_processes_are_swept_and_those_of_living_ones_left(
+    tmp_path: Path,
+) -> None:
+    living = LocalStore(tmp_path)
+    living.create("a", b"x")
+    [used] = (path for path in (tmp_path / ".tmp").iterdir() if path.is_dir())
+    (used / "half").touch()
+    command = [sys.executable, "-P", "-c", DIES_WITH_A_FILE, str(tmp_path)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / ".tmp").glob("*/*"))) == 2
     store = LocalStore(tmp_path)
-    assert (old.exists(), young.exists()) == (False, True)
+    assert list((tmp_path / ".tmp").glob("*/*")) == [used / "half"]
     assert list(store.list("")) == ["a"]
 
 
@@ -153,16 +158,14 @@ def test_a_create_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        if call == "write":
-            patch.setattr("shutil.copyfileobj", fail)
-        else:
-            patch.setattr(os, call, fail)
         source = tmp_path / "source"
         source.write_bytes(b"y")
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, call, fail)
+        with pytest.raises(Overloaded, match="full") as caught:
             store.create("a/b", source)
+    assert caught.value.code == "STORAGE_FULL"
     assert list(store.list("")) == ["a/first", "source"]
-    assert list((tmp_path / ".tmp").iterdir()) == []
+    assert list((tmp_path / ".tmp").glob("*/*")) == []
     assert store.create("a/b", b"z")
 
 
@@ -175,7 +178,7 @@ def test_a_create_syncs_the_file_before_the_link_and_the_directories_after(
 
     def recorded_fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        is_file = path.parent.name == ".tmp"
+        is_file = path.parent.parent.name == ".tmp"
         events.append("fsync file" if is_file else f"fsync {path.relative_to(tmp_path)}")
         fsync(descriptor)
 
@@ -195,6 +198,14 @@ def test_a_create_syncs_the_file_before_the_link_and_the_directories_after(
     assert events == ["fsync file", "link", "fsync store/x/y"]
 
 
+DIES_WITH_A_FILE = """
+import sys
+from pathlib import Path
+from polygraft.adapters.failpoints import activate
+from polygraft.adapters.store import LocalStore
+activate("store.link=kill")
+LocalStore(Path(sys.argv[1])).create("b", b"never seen")
+"""
 WRITER = """
 import sys
 from pathlib import Path

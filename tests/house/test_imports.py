@@ -18,7 +18,10 @@ def run_python(code: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("module", ["polygraft", "polygraft.cli", "polygraft.adapters.errors"])
+@pytest.mark.parametrize(
+    "module",
+    ["polygraft", "polygraft.cli", "polygraft.adapters.errors", "polygraft.adapters.registry"],
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     assert run_python(code).strip() == "[]"

@@ -50,7 +50,7 @@ def replace_kind(record: VersionRecord, kind: str, num_virtual: int) -> VersionR
     changed: dict[str, Any] = {"virtual_token_count": num_virtual}
     made = record.manifest.format.model_copy(update=changed)
     manifest = record.manifest.model_copy(update={"kind": kind, "format": made})
-    return replace(record, manifest=manifest)
+    return replace(record, read_manifest=lambda digest: manifest)
 
 
 def test_nothing_is_the_base_alone() -> None:
