@@ -15,6 +15,7 @@ from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.store import LocalStore
 from polygraft.adapters.weights import read_adapter
+from polygraft.kernels.linear import WeightFormat
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
 from polygraft.server.engine.messages import AdapterShare, EngineRequest, Stopping
@@ -28,9 +29,10 @@ class PreparedEngine:
     The engine is neither started nor attached. `close` stops it, started or not.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, weight_format: WeightFormat = "packed") -> None:
         limits = AdapterLimits()
-        self.engine = Engine.load(job.base, EngineConfig.model_validate(engine_settings(job)))
+        settings = {**engine_settings(job), "weight_format": weight_format}
+        self.engine = Engine.load(job.base, EngineConfig.model_validate(settings))
         self._store = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-")
         registry = Registry(LocalStore(Path(self._store.name)))
         geometry, dtype = self.engine.geometry, self.engine.base.dtype

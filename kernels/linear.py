@@ -1,6 +1,6 @@
-"""A frozen linear layer, with its weight prepacked for the CPU where that is possible.
+"""A frozen linear layer in the format that it is served in.
 
-Knows tensors only. oneDNN's blocked weight layout is 1.6 to 3 times faster than `F.linear` on a CPU
+Knows tensors only. plain is `F.linear`; int8 is `native.int8`; packed is the default: oneDNN's blocked weight layout is 1.6 to 3 times faster than `F.linear` on a CPU
 for the row counts of decoding; the operators are private to torch, so they are feature-tested once
 and the plain path is taken, and reported by `PackedLinear.is_packed`, where they are missing.
 """
@@ -9,14 +9,39 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polygraft.kernels.native.int8 import Int8Linear
+
+WeightFormat = Literal["packed", "plain", "int8"]
+
 logger = logging.getLogger(__name__)
 
 _PACKED_FOR_ROWS = 8  # the row count that the packed layout is tuned for: a decode step
+
+
+class Linear(Protocol):
+    """`y = x W^T + b` for a frozen weight [out_features, in_features]."""
+
+    out_features: int
+    in_features: int
+    dtype: torch.dtype  # of x and y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in_features] -> [..., out_features]."""
+        ...
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, weight_format: WeightFormat) -> Linear:
+    """The layer in this format; it keeps no other copy of the weight. int8 needs the native
+    kernels, and float32 or bfloat16."""
+    if weight_format == "int8":
+        return Int8Linear(weight, bias)
+    return PackedLinear(weight, bias, pack=weight_format == "packed")
 
 
 @functools.cache

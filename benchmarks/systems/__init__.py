@@ -23,6 +23,7 @@ class Entry:
 SYSTEMS = {
     "polygraft": Entry("benchmarks.systems.polygraft_engine"),
     "polygraft-grpc": Entry("benchmarks.systems.polygraft_grpc"),
+    "polygraft-int8": Entry("benchmarks.systems.polygraft_int8"),
     "peft": Entry("benchmarks.systems.peft_generate"),
     "llama-cpp": Entry("benchmarks.peers.llama_cpp", peer="llama-cpp"),
     "vllm": Entry("benchmarks.peers.vllm", peer="vllm"),

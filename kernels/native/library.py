@@ -25,6 +25,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rotate_and_store": [_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG],
     "lora": [_INT, _POINTER, _POINTER, _POINTER, _POINTER],
     "attention": [_INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER],
+    "int8_linear": [_INT, _POINTER, _POINTER, _POINTER, _LONG],
 }
 
 
@@ -47,6 +48,7 @@ class NativeKernels:
     rotate_and_store: ctypes._FuncPointer
     lora: ctypes._FuncPointer
     attention: ctypes._FuncPointer
+    int8_linear: ctypes._FuncPointer
 
 
 @functools.cache

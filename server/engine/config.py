@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from polygraft.kernels.linear import WeightFormat
+
 Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -93,8 +95,10 @@ class EngineConfig(BaseModel):
     max_context: int | None = Field(
         None, gt=0, description="Context length to serve; unset: the model's own."
     )
-    pack_weights: bool = Field(
-        True, description="Prepack weights for the CPU (faster; off keeps plain layouts)."
+    weight_format: WeightFormat = Field(
+        "packed",
+        description="packed: laid out for the CPU's matrix units; int8: half the bytes of bfloat16, "
+        "rounded by row (faster, not exact: docs/benchmarks.md); plain: as in the checkpoint.",
     )
     native_kernels: bool = Field(
         True,

@@ -23,14 +23,13 @@ from polygraft.adapters.errors import InvalidRequest, NonFinite, Unavailable
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.admission import Admission
-from polygraft.server.engine.base import LoadedBase, load_base
+from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.drain_rate import DrainRate
-from polygraft.server.engine.kv_cache import KVCache
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
@@ -38,14 +37,12 @@ from polygraft.server.engine.messages import (
     SequenceOutput,
 )
 from polygraft.server.engine.model_runner import ModelRunner
-from polygraft.server.engine.probe import probe_model
+from polygraft.server.engine.preparation import prepare
 from polygraft.server.engine.queue_caps import WaitingCount
 from polygraft.server.engine.scheduler import AdapterPort, Scheduler
-from polygraft.server.engine.selfcheck import check_numbers, reference_logits
 from polygraft.server.engine.sequence import Sequence
 from polygraft.server.engine.sizing import (
     fair_rules,
-    num_cells,
     queue_caps,
     scheduler_limits,
     usable_cores,
@@ -117,33 +114,8 @@ class Engine:
         Raises ModelRefused when the architecture cannot be served, InvalidRequest when the base
         is not found.
         """
-        # Only the engine thread may have workers: with a second pool, OpenMP sees more threads than
-        # cores, lets all of them sleep between operations, and a step takes twice as long.
-        torch.set_num_threads(1)
-        loaded = load_base(base, config)
-        reference = reference_logits(loaded)
-        probed = probe_model(loaded)
-        loaded = replace(loaded, geometry=replace(loaded.geometry, kv=probed.kv_shapes))
-        device = torch.device(config.device)
-        cache = KVCache(
-            probed.layers, num_cells(config, loaded, probed), dtype=loaded.dtype, device=device
-        )
-        runner = ModelRunner(
-            loaded, probed, cache, pack=config.pack_weights, native=config.native_kernels
-        )
-        bank = AdapterBank(
-            runner.sites,
-            pool_rows=config.pool_rows,
-            virtual_token_rows=config.virtual_token_rows,
-            hidden_size=loaded.geometry.hidden_size,
-            dtype=loaded.dtype,
-            device=device,
-        )
-        check_numbers(loaded, runner, bank, config.block_size, reference)
-        geometry = loaded.geometry.with_sites(
-            {name for site in runner.sites for name in site.names}
-        )
-        return cls(replace(loaded, geometry=geometry), config, runner, bank)
+        prepared = prepare(base, config)
+        return cls(prepared.base, config, prepared.runner, prepared.bank)
 
     @property
     def geometry(self) -> BaseGeometry:

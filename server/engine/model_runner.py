@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polygraft.adapters.errors import ModelRefused
 from polygraft.kernels.attention import PagedAttention
-from polygraft.kernels.linear import PackedLinear
+from polygraft.kernels.linear import WeightFormat, make_linear
 from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan
 from polygraft.kernels.native.library import TYPES, native_kernels
 from polygraft.server.engine.base import LoadedBase, output_head
@@ -28,15 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 class OutputHead(nn.Module):
-    """The output head with a prepacked weight; stands in for the model's own linear head."""
+    """The output head in the serving format; stands in for the model's own linear head."""
 
-    def __init__(self, head: nn.Linear, embedding: nn.Module) -> None:
+    def __init__(
+        self, head: nn.Linear, embedding: nn.Module, weight_format: WeightFormat
+    ) -> None:
         super().__init__()
         is_tied = head.weight is embedding.weight
-        # Else a stand-in of one element: the weight is kept packed only.
+        # Else a stand-in of one element: the weight is kept in the serving format only.
         self.weight = head.weight if is_tied else head.weight.new_zeros(1).expand(head.weight.shape)
         self.bias = head.bias
-        self.linear = PackedLinear(head.weight.detach(), head.bias, pack=True)
+        self.linear = make_linear(head.weight.detach(), head.bias, weight_format)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [1, num_logits, hidden_size] -> [1, num_logits, vocab_size]."""
@@ -47,7 +50,13 @@ class ModelRunner:
     """Runs batches. Owns the patched model and the KV cache; engine thread only."""
 
     def __init__(
-        self, base: LoadedBase, probed: ProbedModel, cache: KVCache, *, pack: bool, native: bool
+        self,
+        base: LoadedBase,
+        probed: ProbedModel,
+        cache: KVCache,
+        *,
+        weight_format: WeightFormat,
+        native: bool,
     ) -> None:
         """native: use the C++ kernels where this machine can compile them."""
         self.base = base
@@ -58,11 +67,14 @@ class ModelRunner:
         self._native_attention: dict[int, NativeAttention] = {}  # by layer, made when first used
         self.native_group = _native_group(base, probed) if native else None
         self._embedding = base.model.get_input_embeddings()
-        self.sites = build_sites(base.model, probed.site_groups, self._slot, pack=pack)
+        if weight_format == "int8":
+            _require_int8(base.dtype, native=self.native_group is not None)
+        self.sites = build_sites(base.model, probed.site_groups, self._slot, weight_format)
         install_attention(probed.attention_modules, self._attend)
         head = output_head(base.model)
-        if pack and type(head) is nn.Linear:
-            base.model.set_output_embeddings(OutputHead(head, self._embedding))  # type: ignore[no-untyped-call]
+        if weight_format != "plain" and type(head) is nn.Linear:
+            replacement = OutputHead(head, self._embedding, weight_format)
+            base.model.set_output_embeddings(replacement)  # type: ignore[no-untyped-call]
         release_checkpoint(base.model)
         self.num_fused_layers = 0
         if self.native_group is not None:
@@ -138,6 +150,16 @@ class ModelRunner:
             window=window,
             softcap=softcap,
             sinks=sinks,
+        )
+
+
+def _require_int8(dtype: torch.dtype, *, native: bool) -> None:
+    if not native:
+        raise ModelRefused(
+            f"8-bit weights need the native kernels, which do not run here for {dtype}.",
+            item="weight_format",
+            found="int8",
+            hint="Install a C++ compiler and serve in bfloat16 or float32, or use packed weights.",
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polygraft.adapters.base_model import refused_if_it_fails
 from polygraft.adapters.errors import ModelRefused
+from polygraft.kernels.linear import WeightFormat
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.batch import Chunk
@@ -21,6 +22,7 @@ _NUM_TOKENS = 32
 _CHUNK = 11  # does not divide the token count: the last chunk is ragged, and one is a decode
 # Norm-wise relative error. float32 differs by summation order only; bfloat16 has 8 bits.
 _BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+_INT8_BOUND = 0.2  # two roundings to 8 bits per product; a wrong scale or a lost row is off by 1
 _ROUNDINGS = 3
 _MAX_BOUND = 0.5  # logits that have nothing to do with each other are off by 1.4
 
@@ -41,7 +43,7 @@ class Reference:
 
 
 @torch.inference_mode()
-def reference_logits(base: LoadedBase) -> Reference:
+def reference_logits(base: LoadedBase, weight_format: WeightFormat) -> Reference:
     """What the unmodified model computes. Call before patching it.
 
     A mixture of experts may choose others after any rounding, and then rounds no worse in our
@@ -59,7 +61,8 @@ def reference_logits(base: LoadedBase) -> Reference:
             item="weights",
             hint=f"The weights are damaged, or {base.dtype} is too narrow for them.",
         )
-    bound = max(_BOUNDS[base.dtype], 2 * max(moved, default=0.0))
+    least = _INT8_BOUND if weight_format == "int8" else _BOUNDS[base.dtype]
+    bound = max(least, 2 * max(moved, default=0.0))
     return Reference(logits, min(bound, _MAX_BOUND))
 
 
@@ -102,9 +105,9 @@ def check_numbers(
         raise ModelRefused(
             f"chunked logits differ from the model's own by {error:.2e} (norm-wise), more than "
             f"{reference.bound:.0e}: this architecture computes something the engine does not "
-            f"reproduce, or {base.dtype} is too coarse for its weights.",
+            f"reproduce, or {base.dtype} (or 8-bit weights) is too coarse for it.",
             item="architecture",
             found=f"{error:.2e}",
             allowed=f"<= {reference.bound:.0e}",
-            hint="" if base.dtype is torch.float32 else "Try it with engine.dtype=float32.",
+            hint="Try it with engine.dtype=float32 and engine.weight_format=packed.",
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from polygraft.kernels.linear import PackedLinear
+from polygraft.kernels.linear import WeightFormat, make_linear
 from polygraft.kernels.rank_pool import SiteShape
 from polygraft.server.engine.batch import StepSlot
 from polygraft.server.engine.memory import return_freed
@@ -24,7 +24,11 @@ class Site:
     """One linear site of the model. `index` is its place in every pool and stack."""
 
     def __init__(
-        self, index: int, names: Sequence[str], modules: Sequence[nn.Module], *, pack: bool
+        self,
+        index: int,
+        names: Sequence[str],
+        modules: Sequence[nn.Module],
+        weight_format: WeightFormat,
     ) -> None:
         self.index = index
         self.names = tuple(names)
@@ -32,7 +36,7 @@ class Site:
         biases = [b for module in modules if isinstance(b := getattr(module, "bias", None), Tensor)]
         self.shape = SiteShape(weights[0].shape[1], tuple(w.shape[0] for w in weights))
         bias = torch.cat([b.detach() for b in biases]) if biases else None
-        self.linear = PackedLinear(torch.cat(weights), bias, pack=pack)
+        self.linear = make_linear(torch.cat(weights), bias, weight_format)
         self._x: Tensor | None = None
         self._y: Tensor | None = None
 
@@ -82,13 +86,13 @@ class Member(nn.Module):
 
 
 def build_sites(
-    model: nn.Module, groups: Sequence[Sequence[str]], slot: StepSlot, *, pack: bool
+    model: nn.Module, groups: Sequence[Sequence[str]], slot: StepSlot, weight_format: WeightFormat
 ) -> list[Site]:
     """Replace the grouped linears of `model` by members of sites, in place."""
     sites = []
     for index, names in enumerate(groups):
         modules = [model.get_submodule(name) for name in names]
-        site = Site(index, names, modules, pack=pack)
+        site = Site(index, names, modules, weight_format)
         for z, (name, module) in enumerate(zip(names, modules, strict=True)):
             model.set_submodule(name, Member(site, z, slot, module))
         sites.append(site)

@@ -1,6 +1,7 @@
 // The entry points that Python calls through ctypes. `type`: 0 float32, 1 bfloat16. All tensors are
 // contiguous unless a stride is given; nothing is allocated for the caller, nothing throws.
 #include "attention.hpp"
+#include "int8.hpp"
 #include "lora.hpp"
 #include "rows.hpp"
 
@@ -36,6 +37,10 @@ void polygraft_rotate_and_store(int type, const Heads* heads, void* qkv, const v
 
 void polygraft_lora(int type, const LoraSite* site, const LoraPlan* plan, const void* x, void* y) {
     BY_TYPE(lora(*site, *plan, (const T*)x, (T*)y))
+}
+
+void polygraft_int8_linear(int type, const Int8Weights* w, const void* x, void* y, int64_t rows) {
+    BY_TYPE(int8_linear(*w, (const T*)x, (T*)y, rows))
 }
 
 void polygraft_attention(int type, const AttentionLayer* layer, const AttentionPlan* plan,

@@ -271,8 +271,8 @@ def test_stop_answers_live_requests(tiny_base: TinyBase) -> None:
 
 def test_packed_and_plain_weights_agree(tiny_base: TinyBase) -> None:
     answers = []
-    for pack in (True, False):
-        harness: Harness = tiny_base.harness(pack_weights=pack)
+    for weight_format in ("packed", "plain"):
+        harness: Harness = tiny_base.harness(weight_format=weight_format)
         harness.submit("r", [3, 1, 4, 1, 5], adapter="lora4", max_output_tokens=16)
         harness.run()
         answers.append(harness.answers["r"])
