@@ -12,7 +12,7 @@ from copy import copy
 from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase
 
-from polygraft.adapters.errors import InvalidRequest
+from polygraft.adapters.errors import InvalidRequest, Overloaded
 from polygraft.server.constraints.matchers import make_matcher, make_tokenizer
 from polygraft.server.constraints.matching import CompiledMatcher
 from polygraft.server.constraints.trial import Trial
@@ -32,11 +32,14 @@ class ConstraintCompiler:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         max_kept: int = 128,
+        max_waiting: int = 64,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
         self._max_kept = max_kept
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
         self._lock = threading.Lock()  # guards the next one
         self._kept: OrderedDict[Constraint, CompiledMatcher | str] = OrderedDict()
         # One thread: it owns the trial process, and many constraints at once must not take many
@@ -49,12 +52,12 @@ class ConstraintCompiler:
         """The constraint, checked and ready.
 
         Raises InvalidRequest: INVALID_CONSTRAINT says what is wrong with it, UNSUPPORTED_OPTION
-        that this base's tokenizer cannot be constrained. Raises Overloaded.
+        that this base's tokenizer cannot be constrained. Raises Overloaded when `max_waiting`
+        others wait for the one thread.
         """
         found = self._find(constraint)
         if found is None:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._worker, self._compile, constraint)
+            found = await self._in_worker(constraint)
         if isinstance(found, str):
             raise InvalidRequest(
                 f"the constraint cannot be used: {found[:_MAX_MESSAGE]}.",
@@ -63,6 +66,20 @@ class ConstraintCompiler:
                 hint="See docs/api.md for what is supported.",
             )
         return found
+
+    async def _in_worker(self, constraint: Constraint) -> CompiledMatcher | str:
+        if self._num_waiting >= self._max_waiting:
+            raise Overloaded(
+                f"{self._num_waiting} constraints wait to be compiled, the limit of this server.",
+                allowed=self._max_waiting,
+                hint="Retry later.",
+            )
+        self._num_waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._worker, self._compile, constraint)
+        finally:
+            self._num_waiting -= 1
 
     def close(self) -> None:
         """End the thread and the process. Idempotent."""

@@ -64,6 +64,10 @@ class MatcherState:
         """The tokens of the only text that can follow, as far as there is only one."""
         return self._matcher.compute_ff_tokens()
 
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens may come next, one after the other."""
+        return self._matcher.validate_tokens(list(token_ids))
+
     def _next_tokens(self) -> npt.NDArray[np.bool_]:
         if self._mask is None:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

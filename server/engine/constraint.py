@@ -57,6 +57,10 @@ class ConstraintState(Protocol):
         """Tokens that are most likely next because the constraint leaves no other text; a guess."""
         ...
 
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens may come next, one after the other."""
+        ...
+
 
 class CompiledConstraint(Protocol):
     """A constraint that was checked. Immutable; may be shared by any number of sequences."""

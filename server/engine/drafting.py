@@ -35,7 +35,7 @@ class Drafting:
             sequence = chunk.sequence
             spare = min(step.budget, self._limits.max_rows - step.num_tokens)
             if spare > 0 and self._is_wanted(sequence):
-                draft = sequence.speculator.draft(min(spare, self._most(sequence)))
+                draft = _guess(sequence, min(spare, self._most(sequence)))
                 end = sequence.num_positions + len(draft)
                 if draft and self._placement.grow(sequence, end):
                     step.add_draft(sequence, draft)
@@ -58,3 +58,10 @@ class Drafting:
         """The token that the step gives anyway is not guessed."""
         left = sequence.request.stopping.max_output_tokens - sequence.num_output
         return min(self._limits.max_tokens, left - 1)
+
+
+def _guess(sequence: Sequence, count: int) -> tuple[int, ...]:
+    """What a constraint leaves no choice about, else what is repeated, as far as it is possible."""
+    chooser = sequence.chooser
+    draft = sequence.speculator.draft(count, chooser.forced())
+    return draft[: chooser.num_possible(draft)]

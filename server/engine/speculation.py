@@ -7,11 +7,14 @@ token. It knows the sequence's own tokens only, hence nothing of other requests 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _LONGEST = 3  # tokens that must agree; fewer only if so many were not found
 _SHORTEST = 2
 _MEMORY = 0.75  # of the acceptance so far, after another draft
 _PAYS = 0.3  # accepted part of the drafted tokens below which drafting costs more than it gives
 _LONGEST_PAUSE = 64  # steps
+_MOST_FILED = 2048  # positions in one step, some milliseconds: a long prompt is filed over several
 
 
 class NgramIndex:
@@ -27,8 +30,10 @@ class NgramIndex:
 
     def find(self) -> int | None:
         """The position behind the most recent earlier occurrence of the last three tokens, else of
-        the last two; None if there is none."""
+        the last two; None if there is none, or not all of a long list is filed yet."""
         self._catch_up()
+        if self._num_indexed < len(self._tokens):
+            return None  # what would be found is not the most recent one
         for size in range(_LONGEST, _SHORTEST - 1, -1):
             # A list shorter than `size` gives a shorter key, which stands for itself only.
             found = self._after.get(tuple(self._tokens[-size:]))
@@ -40,11 +45,12 @@ class NgramIndex:
         """Position p is filed under the tokens before it; the end of the list is no position yet,
         so the last tokens do not find themselves."""
         tokens = self._tokens
-        for position in range(self._num_indexed, len(tokens)):
+        end = min(len(tokens), self._num_indexed + _MOST_FILED)
+        for position in range(self._num_indexed, end):
             for size in range(_SHORTEST, _LONGEST + 1):
                 if size <= position:
                     self._after[tuple(tokens[position - size : position])] = position
-        self._num_indexed = max(self._num_indexed, len(tokens))
+        self._num_indexed = max(self._num_indexed, end)
 
 
 class Speculator:
@@ -63,12 +69,19 @@ class Speculator:
         self._pause = 1  # steps of the next one
         self._resting = 0  # steps left of this one
 
-    def draft(self, count: int) -> tuple[int, ...]:
-        """Up to `count` tokens that may come next; empty if it has no idea, or pauses."""
+    def draft(self, count: int, forced: Sequence[int] = ()) -> tuple[int, ...]:
+        """Up to `count` tokens that may come next; empty if it has no idea, or pauses.
+
+        forced: what is likely to come for another reason; better than anything looked up.
+        """
         if self._resting:
             self._resting -= 1
             return ()
-        start = None if self._is_stopped or count < 1 else self._index.find()
+        if self._is_stopped or count < 1:
+            return ()
+        if forced:
+            return tuple(forced[: min(count, self._length)])
+        start = self._index.find()
         if start is None:
             return ()
         # What is copied may run into itself: a loop is guessed on and on.

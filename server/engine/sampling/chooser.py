@@ -7,6 +7,8 @@ transformers has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from polygraft.adapters.errors import InvalidRequest
@@ -64,6 +66,16 @@ class TokenChooser:
             self._penalties.add(token_id)
         if self._constraint is not None and token_id not in self._stop_ids:
             self._constraint.advance(token_id)
+
+    def forced(self) -> Sequence[int]:
+        """What is likely next because the constraint leaves no other text."""
+        return () if self._constraint is None else self._constraint.forced()
+
+    def num_possible(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens the constraint lets come next, one after the other."""
+        if self._constraint is None:
+            return len(token_ids)
+        return self._constraint.num_allowed(token_ids)
 
     @property
     def _changes_logits(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,10 +24,8 @@ class Penalties:
         self._repetition = np.float32(sampling.repetition_penalty)
         self._presence = np.float32(sampling.presence_penalty)
         self._frequency = np.float32(sampling.frequency_penalty)
-        self._output = _Tally()
-        self._seen = _Tally()
-        for token in prompt_token_ids if sampling.repetition_penalty != 1.0 else ():
-            self._seen.add(token)
+        self._output = _Tally(())
+        self._seen = _Tally(prompt_token_ids if sampling.repetition_penalty != 1.0 else ())
 
     @staticmethod
     def are_used(sampling: Sampling) -> bool:
@@ -55,10 +55,14 @@ class Penalties:
 class _Tally:
     """How often each token came, as arrays that grow."""
 
-    def __init__(self) -> None:
-        self._place: dict[int, int] = {}
-        self._ids: Ids = np.empty(16, dtype=np.int64)
-        self._counts: npt.NDArray[np.float32] = np.zeros(16, dtype=np.float32)
+    def __init__(self, once: Iterable[int]) -> None:
+        """once: tokens that are there from the start, however often they came."""
+        self._place = {token: place for place, token in enumerate(dict.fromkeys(once))}
+        size = len(self._place)
+        self._ids: Ids = np.empty(size + 16, dtype=np.int64)
+        self._ids[:size] = list(self._place)
+        self._counts: npt.NDArray[np.float32] = np.zeros(size + 16, dtype=np.float32)
+        self._counts[:size] = 1
 
     @property
     def ids(self) -> Ids:

@@ -37,13 +37,14 @@ def hot(seed: int, **changes: float) -> Sampling:
     return Sampling(temperature=2.0, seed=seed, **changes)  # type: ignore[arg-type]
 
 
-def test_220_answers_under_random_schemas_are_valid(tiny_base: TinyBase) -> None:
+@pytest.mark.parametrize("speculation", [False, True])
+def test_220_answers_under_random_schemas_are_valid(tiny_base: TinyBase, speculation: bool) -> None:
     generator = random.Random(5)
     schemas = [random_schema(generator) for _ in range(44)]
     # Random weights like whitespace as much as anything else; without it answers are short.
     texts = [json.dumps({"x-guidance": {"whitespace_flexible": False}, **s}) for s in schemas]
     constraints = compile_all(ConstraintKind.JSON_SCHEMA, texts)
-    harness = tiny_base.harness(max_running=40)
+    harness = tiny_base.harness(max_running=40, speculation_max_rows=256)
     for i, constraint in enumerate(constraints):
         for j, kind in enumerate(KINDS):
             harness.submit(
@@ -54,9 +55,11 @@ def test_220_answers_under_random_schemas_are_valid(tiny_base: TinyBase) -> None
                 stop=STOP if j % 2 else frozenset(),
                 sampling=hot(5 * i + j),
                 constraint=constraint,
+                speculation=speculation,
             )
     harness.run()
     harness.assert_clean()
+    assert (harness.engine.stats().speculation.accepted > 0) == speculation
     for i, schema in enumerate(schemas):
         for j in range(len(KINDS)):
             text = text_of(harness, f"{i} {j}")
@@ -151,7 +154,8 @@ def test_neither_batch_nor_preemption_changes_a_constrained_answer(tiny_base: Ti
     schemas = ['{"type": "object", "properties": {"a": {"type": "string"}}}', "true", "{}"]
     constraints = compile_all(ConstraintKind.JSON_SCHEMA, schemas)
     answers = []
-    for settings in ({}, {"kv_bytes": 16 * 6144}, {"max_running": 1}):
+    guessing = {"speculation": "auto", "speculation_max_rows": 64}
+    for settings in ({}, {"kv_bytes": 16 * 6144}, {"max_running": 1}, guessing):
         harness = tiny_base.harness(**settings)
         for i in range(12):
             harness.submit(
@@ -167,7 +171,30 @@ def test_neither_batch_nor_preemption_changes_a_constrained_answer(tiny_base: Ti
         harness.assert_clean()
         assert (harness.engine.stats().preemptions > 0) == ("kv_bytes" in settings)
         answers.append([harness.answers[str(i)].token_ids for i in range(12)])
-    assert answers[1:] == answers[:1] * 2
+        assert (harness.engine.stats().speculation.accepted > 0) == (settings is guessing)
+    assert answers[1:] == answers[:1] * 3
+
+
+def test_text_that_a_constraint_forces_is_guessed_right(tiny_base: TinyBase) -> None:
+    [constraint] = compile_all(ConstraintKind.REGEX, ["[ab](, and then comes [cd])+"])
+    answers, num_steps = [], []
+    for speculation in (False, True):
+        harness = tiny_base.harness()
+        harness.submit(
+            "r",
+            [1, 2],
+            max_output_tokens=81,
+            sampling=hot(4),
+            constraint=constraint,
+            speculation=speculation,
+        )
+        num_steps.append(sum(iter(harness.run_step, False)))
+        answers.append(harness.answers["r"].token_ids)
+    stats = harness.engine.stats().speculation
+    assert answers[0] == answers[1]
+    assert stats.accepted == stats.drafted == 81 - num_steps[1]
+    assert num_steps[1] <= 20
+    assert num_steps[0] == 81
 
 
 def test_a_satisfied_constraint_ends_before_the_least_length(tiny_base: TinyBase) -> None:

@@ -117,3 +117,10 @@ def test_a_request_may_want_or_refuse_guesses() -> None:
         sequence.token_ids[:] = [7, 8, 9, 5, 6, 7, 8, 9, 1, 7, 8, 9]
         (chunk,) = stepper.scheduler.plan(0.0)
         assert bool(chunk.draft) == expected
+
+
+def test_a_long_prompt_is_filed_over_several_steps() -> None:
+    tokens = [*range(3000), *range(3000)]
+    index = NgramIndex(tokens)
+    found = [index.find() for _ in range(4)]
+    assert found == [None, None, 3000, 3000]

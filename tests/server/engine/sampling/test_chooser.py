@@ -53,6 +53,9 @@ class AllowedTokens:
     def forced(self) -> Sequence[int]:
         return ()
 
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        return len(token_ids)
+
 
 def logits_of(seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(VOCAB) * 4).astype(np.float32)
