@@ -209,6 +209,50 @@ async def test_scores_are_those_of_the_continuations_tokens(service: Service) ->
     assert [token.token_id for token in third.tokens] == [b]
 
 
+async def test_continuations_of_one_context_wait_for_the_first(service: Service) -> None:
+    await service.client.score(
+        [*ScoreItem.each(["b", "c", "d"], prompt="a"), ScoreItem("b", prompt="x")],
+        priority="low",
+    )
+    first, second, third, other = service.engine.requests
+    assert (first.after, other.after) == (None, None)
+    assert second.after == third.after == first.request_id
+    assert {request.priority for request in service.engine.requests} == {-1}
+    [(_, num_requests, num_tokens)] = service.engine.reservations.values()
+    assert (num_requests, num_tokens) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("items", "code", "place"),
+    [
+        (ScoreItem.each(["b", "c" * 512], prompt="a"), "PROMPT_TOO_LONG", "[0].continuations[1]"),
+        (
+            ScoreItem.each([[1], [1] * 512], token_ids=[1]),
+            "PROMPT_TOO_LONG",
+            "[0].continuations[1]",
+        ),
+        (
+            [ScoreItem("b", prompt="a"), ScoreItem("c", prompt="x" * 512)],
+            "PROMPT_TOO_LONG",
+            "[1].continuations[0]",
+        ),
+        (
+            [ScoreItem("b", prompt="a"), *ScoreItem.each(["b", "c"], token_ids=[])],
+            "EMPTY_PROMPT",
+            "[1].continuations[0]",
+        ),
+    ],
+    ids=str,
+)
+async def test_a_continuation_that_cannot_be_scored_is_named(
+    service: Service, items: list[ScoreItem], code: str, place: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await service.client.score(items)
+    assert (caught.value.code, caught.value.metadata["item"]) == (code, f"items{place}")
+    assert service.engine.requests == []
+
+
 async def test_the_model_tells_its_facts_and_limits(service: Service) -> None:
     model = await service.client.model()
     assert (model.name, model.context_length, model.vocab_size) == ("paper", 512, 264)

@@ -1,6 +1,6 @@
 """Every option of a request, one by one, on whatever base the server has.
 
-Start a server first (`polygraft serve`), then: `python examples/requests.py [HOST:PORT]`.
+Start a server first (`polygraft serve`), then: `python examples/request_options.py [HOST:PORT]`.
 """
 
 import sys

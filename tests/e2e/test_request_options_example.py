@@ -1,4 +1,4 @@
-"""Each example of examples/requests.py works as it stands, and says something."""
+"""Each example of examples/request_options.py works as it stands, and says something."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from polygraft.client import Client
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "requests.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "request_options.py"
 EXAMPLES = runpy.run_path(str(EXAMPLE))["EXAMPLES"]
 
 
