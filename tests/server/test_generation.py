@@ -242,7 +242,7 @@ async def test_continuations_of_one_context_wait_for_the_first(service: Service)
             "[1].continuations[0]",
         ),
     ],
-    ids=str,
+    ids=["text", "tokens", "context", "empty context"],
 )
 async def test_a_continuation_that_cannot_be_scored_is_named(
     service: Service, items: list[ScoreItem], code: str, place: str
