@@ -12,7 +12,7 @@ from server_support.tokenizers import byte_fallback, byte_level, metaspace, word
 from tiny_models import EOS, VOCAB_SIZE, byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from polygraft.adapters.errors import InvalidRequest
+from polygraft.adapters.errors import InvalidRequest, Overloaded
 from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.constraints.matching import MatcherState
 from polygraft.server.engine.constraint import Constraint, ConstraintKind
@@ -206,3 +206,18 @@ async def test_nothing_is_left_running_after_close() -> None:
     compiler.close()
     compiler.close()
     assert process.poll() is not None
+
+
+async def test_too_many_that_wait_are_refused_at_once() -> None:
+    compiler = ConstraintCompiler(
+        byte_tokenizer(), vocab_size=VOCAB_SIZE, eos_token_ids=[EOS], max_waiting=2
+    )
+    try:
+        constraints = [Constraint(REGEX, f"a{{{n}}}") for n in range(1, 5)]
+        results = await asyncio.gather(
+            *(compiler.compile(constraint) for constraint in constraints), return_exceptions=True
+        )
+        assert [isinstance(result, Overloaded) for result in results] == [False, False, True, True]
+        await compiler.compile(constraints[3])  # the places are free again
+    finally:
+        compiler.close()
