@@ -55,6 +55,8 @@ class Preset:
     output_tokens: int = 16
     settling: float = 2.0  # seconds that a crowd runs before it is measured
     flood: int = 20  # times its share
+    # The same before shares are: who had little to ask for may take `FairRules.burst` first.
+    shares_settling: float = 15.0
 
     @property
     def callers(self) -> int:
@@ -63,8 +65,8 @@ class Preset:
 
 
 PRESETS = {
-    "smoke": Preset("tiny", 4, 4, 1, 1.0, 10.0, 1.0, 8, 4, 0.1),
-    "issue": Preset("smollm2-135m", 16, 32, 4, 15.0, 1.5, 20.0),
+    "smoke": Preset("tiny", 4, 4, 1, 1.0, 10.0, 1.0, 8, 4, 0.1, 20, 0.1),
+    "issue": Preset("smollm2-135m", 16, 32, 4, 15.0, 1.5, 30.0),
 }
 KINDS = ("alone", "shared", "flooded")
 VICTIM = 0  # index of its adapter
@@ -159,6 +161,7 @@ async def measure_shares(
 ) -> dict[str, float]:
     """Tokens per second that each adapter was served while all had requests waiting."""
     async with crowd.present(callers):
+        await asyncio.sleep(preset.shares_settling - preset.settling)
         before, start = dict(crowd.tokens), time.perf_counter()
         await asyncio.sleep(preset.shares_seconds)
         seconds = time.perf_counter() - start

@@ -10,11 +10,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 from benchmarks.jobs import make_job
 from benchmarks.models import MODELS, adapter_name
@@ -26,6 +29,8 @@ from benchmarks.workload import BASE, Shape, Workload, make_workload
 
 ENTRY = Path(__file__).with_name("serving.py")
 WARM_UP_TOKENS = 4
+QUIET_PERCENT = 15.0  # of all cores
+QUIET_WAIT = 4.0  # seconds at most
 
 
 class WorkerFailed(Exception):
@@ -129,11 +134,19 @@ class Workers:
 
     def measure(self, system: str, workload: Workload) -> list[Measurement]:
         """One measurement; none, and none ever after, if the system fails."""
+        wait_until_quiet()
         try:
             return [self.workers[system].measure(workload)]
         except WorkerFailed as failure:
             self.failures[system] = failure
             return []
+
+
+def wait_until_quiet() -> None:
+    """Some systems spin for a second after their last request, at the cost of whoever is next."""
+    end = time.monotonic() + QUIET_WAIT
+    while psutil.cpu_percent(interval=0.2) > QUIET_PERCENT and time.monotonic() < end:
+        pass
 
 
 def measured_by(setting: Setting, systems: Iterable[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""A frozen linear layer in the format that it is served in.
+"""A frozen linear layer in the format that it is served in. Knows tensors only.
 
-Knows tensors only. plain is `F.linear`; int8 is `native.int8`; packed is the default: oneDNN's blocked weight layout is 1.6 to 3 times faster than `F.linear` on a CPU
-for the row counts of decoding; the operators are private to torch, so they are feature-tested once
-and the plain path is taken, and reported by `PackedLinear.is_packed`, where they are missing.
+plain: `F.linear`. int8: `native.int8`. packed, the default: oneDNN's blocked weight layout is 1.6
+to 3 times faster than `F.linear` on a CPU for the row counts of decoding; the operators are private
+to torch, so they are feature-tested once and the plain path is taken, and reported by
+`PackedLinear.is_packed`, where they are missing.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class EngineConfig(BaseModel):
     )
     weight_format: WeightFormat = Field(
         "packed",
-        description="packed: laid out for the CPU's matrix units; int8: half the bytes of bfloat16, "
-        "rounded by row (faster, not exact: docs/benchmarks.md); plain: as in the checkpoint.",
+        description="packed: laid out for the CPU's matrix units; int8: rounded to 8 bits by row "
+        "(faster, not exact: docs/benchmarks.md); plain: as in the checkpoint.",
     )
     native_kernels: bool = Field(
         True,

@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 class OutputHead(nn.Module):
     """The output head in the serving format; stands in for the model's own linear head."""
 
-    def __init__(
-        self, head: nn.Linear, embedding: nn.Module, weight_format: WeightFormat
-    ) -> None:
+    def __init__(self, head: nn.Linear, embedding: nn.Module, weight_format: WeightFormat) -> None:
         super().__init__()
         is_tied = head.weight is embedding.weight
         # Else a stand-in of one element: the weight is kept in the serving format only.

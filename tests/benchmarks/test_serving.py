@@ -26,8 +26,9 @@ def test_the_smoke_preset_measures_every_system_with_equal_outputs(tmp_path: Pat
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["system"] for row in rows] == OURS * 3
-    assert [row["adapters"] for row in rows] == [4] * 6 + [0] * 3
-    assert {row["same_output"] for row in rows} == {1.0}
+    assert [row["adapters"] for row in rows] == [4] * 8 + [0] * 4
+    exact = [row for row in rows if row["system"] != "polygraft-int8"]
+    assert {row["same_output"] for row in exact} == {1.0}
     assert all(row["tokens_per_s"] > 0 and row["rss_mib"] > 0 for row in rows)
     assert "tokens/s" in result.stdout
     assert "polygraft: 4 adapters cost" in result.stdout

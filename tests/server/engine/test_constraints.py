@@ -175,7 +175,7 @@ def test_neither_batch_nor_preemption_changes_a_constrained_answer(tiny_base: Ti
     assert answers[1:] == answers[:1] * 3
 
 
-def test_text_that_a_constraint_forces_is_guessed_right(tiny_base: TinyBase) -> None:
+def test_text_that_a_constraint_forces_costs_few_steps(tiny_base: TinyBase) -> None:
     [constraint] = compile_all(ConstraintKind.REGEX, ["[ab](, and then comes [cd])+"])
     answers, num_steps = [], []
     for speculation in (False, True):
@@ -192,7 +192,7 @@ def test_text_that_a_constraint_forces_is_guessed_right(tiny_base: TinyBase) -> 
         answers.append(harness.answers["r"].token_ids)
     stats = harness.engine.stats().speculation
     assert answers[0] == answers[1]
-    assert stats.accepted == stats.drafted == 81 - num_steps[1]
+    assert stats.accepted == 81 - num_steps[1]
     assert num_steps[1] <= 20
     assert num_steps[0] == 81
 

@@ -18,10 +18,14 @@ from polygraft.server.engine.engine import Engine
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize("architecture", ["llama", "opt", "mixtral"])
 @pytest.mark.parametrize("weight_format", ["packed", "plain"])
-def test_no_checkpoint_stays_mapped(architecture: str, weight_format: WeightFormat, tmp_path: Path) -> None:
+def test_no_checkpoint_stays_mapped(
+    architecture: str, weight_format: WeightFormat, tmp_path: Path
+) -> None:
     model = SERVED[architecture].build().to(torch.bfloat16)
     base = save_base(tmp_path / "base", model, byte_tokenizer())
-    config = EngineConfig(dtype="bfloat16", threads=1, kv_bytes=1 << 22, weight_format=weight_format)
+    config = EngineConfig(
+        dtype="bfloat16", threads=1, kv_bytes=1 << 22, weight_format=weight_format
+    )
     engine = Engine.load(base, config)
     assert str(base) not in Path("/proc/self/maps").read_text()
     head = engine.base.model.get_output_embeddings().weight

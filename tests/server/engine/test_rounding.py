@@ -1,4 +1,5 @@
-"""What bfloat16 costs in quality on the bundled base: teacher-forced, beside the float32 engine.
+"""What bfloat16 and 8-bit weights cost in quality on the bundled base: teacher-forced, beside the
+packed float32 engine.
 
 Every position of held-out texts sees the same tokens before it, so that one different token does
 not make all others differ. The figures stand in docs/benchmarks.md.
@@ -42,14 +43,13 @@ def exact() -> Tensor:
     return teacher_forced(dtype="float32")
 
 
-def test_bfloat16_keeps_the_distribution(exact: Tensor) -> None:
-    rounded = teacher_forced(dtype="bfloat16")
+def figures_of(rounded: Tensor, exact: Tensor) -> dict[str, float]:
     error = (rounded - exact).norm(dim=1) / exact.norm(dim=1)
     expected = exact.log_softmax(-1)
     divergence = (expected.exp() * (expected - rounded.log_softmax(-1))).sum(-1)
     agrees = rounded.argmax(-1) == exact.argmax(-1)
     is_confident = expected.amax(-1).exp() >= CONFIDENT
-    figures = {
+    return {
         "positions": len(error),
         "error_mean": float(error.mean()),
         "error_max": float(error.max()),
@@ -58,13 +58,33 @@ def test_bfloat16_keeps_the_distribution(exact: Tensor) -> None:
         "confident": int(is_confident.sum()),
         "confident_agreement": float(agrees[is_confident].float().mean()),
     }
-    print(figures)  # `pytest -s` shows them
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight_format", "error_mean", "error_max", "divergence_mean", "agreement"),
+    [
+        ("bfloat16", "packed", 0.01, 0.04, 2e-4, 0.97),
+        ("float32", "int8", 0.03, 0.10, 1e-3, 0.96),
+        ("bfloat16", "int8", 0.03, 0.10, 1e-3, 0.96),
+    ],
+)
+def test_rounding_keeps_the_distribution(
+    exact: Tensor,
+    dtype: str,
+    weight_format: str,
+    error_mean: float,
+    error_max: float,
+    divergence_mean: float,
+    agreement: float,
+) -> None:
+    figures = figures_of(teacher_forced(dtype=dtype, weight_format=weight_format), exact)
+    print(dtype, weight_format, figures)  # `pytest -s` shows them
     assert figures["positions"] > 2000
     assert figures["confident"] > 1000
-    assert figures["error_mean"] <= 0.01
-    assert figures["error_max"] <= 0.04
-    assert figures["divergence_mean"] <= 2e-4
-    assert figures["agreement"] >= 0.97
+    assert figures["error_mean"] <= error_mean
+    assert figures["error_max"] <= error_max
+    assert figures["divergence_mean"] <= divergence_mean
+    assert figures["agreement"] >= agreement
     assert figures["confident_agreement"] == 1.0
 
 
