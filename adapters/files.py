@@ -12,19 +12,21 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from polygraft.adapters.errors import AdapterInvalid, AdapterUnsupported, PolygraftError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "manifest.json"
+PROBES_FILE: Literal["probes.safetensors"] = "probes.safetensors"
 JSON_BYTES = 256 << 10
 # File name -> largest size; None leaves it to AdapterLimits.max_bytes.
 ALLOWED_FILES: Mapping[str, int | None] = {
     CONFIG_FILE: JSON_BYTES,
     WEIGHTS_FILE: None,
     MANIFEST_FILE: JSON_BYTES,
-    "probes.safetensors": None,
+    PROBES_FILE: None,
     "report.json": 4 << 20,
     "README.md": 1 << 20,
     "MODEL_CARD.md": 1 << 20,

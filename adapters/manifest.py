@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polygraft.adapters.canonical import canonical_bytes, sha256_digest
 from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid
-from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, hash_file, parse_json, read_json
+from polygraft.adapters.files import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROBES_FILE,
+    hash_file,
+    parse_json,
+    read_json,
+)
 from polygraft.adapters.fingerprint import Fingerprint
 from polygraft.adapters.prompt import PromptRecipe
 
@@ -110,9 +117,9 @@ class ScoreRecord(_Frozen):
 
 
 class ProbesRecord(_Frozen):
-    """Recorded outputs for a numerical self-test."""
+    """Recorded outputs for a numerical self-test; `dtype` is what they were computed in."""
 
-    file: str
+    file: Literal["probes.safetensors"]
     count: Count
     dtype: str
 
@@ -139,6 +146,8 @@ class Manifest(_Frozen):
         names = [file.name for file in self.files]
         if names != sorted(set(names)) or MANIFEST_FILE in names:
             raise ValueError("files must be sorted by name, without repeats or manifest.json")
+        if (PROBES_FILE in names) != (self.probes is not None):
+            raise ValueError(f"files must list {PROBES_FILE} if, and only if, probes describes it")
         if self.base.declared and self.tokenizer is None:
             raise ValueError("a declared base needs a tokenizer record")
         return self

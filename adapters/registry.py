@@ -153,7 +153,9 @@ class Registry:
         number = parsed.number or self._alias_target(parsed.name, parsed.alias or LIVE)
         return self.version(parsed.name, number)
 
-    def publish(self, name: str, manifest: Manifest, files: Mapping[str, Path]) -> VersionRecord:
+    def publish(
+        self, name: str, manifest: Manifest, files: Mapping[str, Path], *, proven: bool = False
+    ) -> VersionRecord:
         """Stores the files and gives them the next number of `name`; the first becomes `live`.
 
         The same content under the same name returns the existing record. Files that do not match
@@ -164,7 +166,7 @@ class Registry:
             digest = self._blobs.put(manifest, files)
             self._corrupt.pop(digest, None)
             with self._writing:
-                record = self.find(name, digest) or self._append(name, manifest, digest)
+                record = self.find(name, digest) or self._append(name, manifest, digest, proven)
                 with contextlib.suppress(AliasConflict):  # another process was first
                     if self.live(name) is None:
                         self._move(record, LIVE, 0, "first version")
@@ -264,7 +266,7 @@ class Registry:
             raise AdapterNotFound(f"there is no version {digest}.", item="adapter", found=digest)
         return self._readable(found[0])
 
-    def _append(self, name: str, manifest: Manifest, digest: str) -> VersionRecord:
+    def _append(self, name: str, manifest: Manifest, digest: str, proven: bool) -> VersionRecord:
         log = self._log(name)
         while True:
             number = log.last_number() + 1
@@ -273,7 +275,8 @@ class Registry:
                 if existing := self.find(name, digest):
                     return existing
             failpoint("publish.version")
-            entry = log.append(number, {"version": digest, "verified": manifest.base.declared})
+            verified = manifest.base.declared
+            entry = log.append(number, {"version": digest, "verified": verified, "proven": proven})
             if entry is not None:
                 record = self._record(name, number, entry)
                 self._table.add(record)
@@ -340,6 +343,7 @@ class Registry:
                 verified=entry["verified"],
                 created_at=entry["at"],
                 read_manifest=self._blobs.manifest,
+                proven=entry.get("proven", False),  # older versions were published untested
             )
         except KeyError as error:
             raise AdapterCorrupt(f"the record of {name}@{number} lacks {error}.") from error

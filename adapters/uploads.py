@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from polygraft.adapters.aliases import AliasRecord
-from polygraft.adapters.errors import AdapterIncompatible, InvalidRequest, Overloaded
+from polygraft.adapters.errors import (
+    AdapterIncompatible,
+    InvalidRequest,
+    Overloaded,
+    PolygraftError,
+)
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.manifest import Manifest
 from polygraft.adapters.registry import Registry, VersionRecord
+from polygraft.adapters.self_test import Proof
 from polygraft.adapters.staging import StagedUpload, Staging
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader, check_header
 from polygraft.adapters.validation import ValidatedUpload, validate_files
@@ -35,10 +44,28 @@ class PublishedUpload:
     warnings: list[str]
 
 
+class Prove(Protocol):
+    """Runs an adapter that passed validation, on the engine that is to serve it."""
+
+    def __call__(
+        self, name: str, manifest: Manifest, files: Mapping[str, Path], *, allow_no_effect: bool
+    ) -> Proof:
+        """Raises AdapterInvalid or AdapterIncompatible with the numbers that are wrong."""
+        ...
+
+
+def not_run(
+    name: str, manifest: Manifest, files: Mapping[str, Path], *, allow_no_effect: bool
+) -> Proof:
+    """Where no engine is at hand: nothing is proven."""
+    return Proof(proven=False)
+
+
 class Uploads:
     """Receives adapters for one base. Thread-safe; every method may block on I/O.
 
-    `fits` is the device tier's: it says why an adapter could never be loaded here. At most
+    `fits` is the device tier's: it says why an adapter could never be loaded here. `prove` is the
+    numerical self-test; content that is published already is not tested again. At most
     `limits.max_uploads` run at once, and one is validated at a time, so that uploads cannot
     starve running requests.
     """
@@ -51,11 +78,13 @@ class Uploads:
         limits: AdapterLimits,
         *,
         fits: Callable[[AdapterWeights], str | None] = lambda weights: None,
+        prove: Prove = not_run,
     ) -> None:
         self._registry = registry
         self._geometry = geometry
         self._limits = limits
         self._fits = fits
+        self._run_test = prove
         self._staging = Staging(staging_dir)
         self._validating = threading.Lock()
         self._running = threading.BoundedSemaphore(limits.max_uploads)
@@ -94,13 +123,28 @@ class Uploads:
                 )
             return validated
 
-    def _publish(self, header: UploadHeader, validated: ValidatedUpload) -> PublishedUpload:
-        warnings = list(validated.warnings)
+    def _prove(self, header: UploadHeader, validated: ValidatedUpload) -> Proof:
+        """Outside the lock of the validation: it waits for running requests."""
+        with suppress(PolygraftError):  # unknown, or damaged and repaired by this upload
+            return Proof(self._registry.resolve(validated.manifest.digest).proven)
+        return self._run_test(
+            header.name,
+            validated.manifest,
+            validated.files,
+            allow_no_effect=header.allow_no_effect,
+        )
+
+    def _publish(
+        self, header: UploadHeader, validated: ValidatedUpload, proof: Proof
+    ) -> PublishedUpload:
+        warnings = [*validated.warnings, *proof.warnings]
         live = self._registry.live(header.name)
         known = self._registry.find(header.name, validated.manifest.digest)
         if known is not None:
             warnings.append(f"the same content was already published as number {known.number}")
-        record = self._registry.publish(header.name, validated.manifest, validated.files)
+        record = self._registry.publish(
+            header.name, validated.manifest, validated.files, proven=proof.proven
+        )
         alias = None
         if header.alias is not None:
             alias = self._registry.move_alias(
@@ -144,9 +188,10 @@ class Upload:
             try:
                 files = self._staged.complete()
                 validated = self._uploads._validate(self.header, files)
+                proof = self._uploads._prove(self.header, validated)
                 if self._aborted:
                     raise InvalidRequest("the upload was aborted.", reason="UPLOAD_ENDED")
-                return self._uploads._publish(self.header, validated)
+                return self._uploads._publish(self.header, validated, proof)
             finally:
                 self._end()
 

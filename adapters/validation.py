@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polygraft.adapters.errors import AdapterInvalid, AdapterUnsupported
-from polygraft.adapters.files import ALLOWED_FILES, MANIFEST_FILE, check_magic, read_json
+from polygraft.adapters.files import (
+    ALLOWED_FILES,
+    MANIFEST_FILE,
+    PROBES_FILE,
+    check_magic,
+    read_json,
+)
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import (
@@ -21,7 +27,7 @@ from polygraft.adapters.manifest import (
     minimal_manifest,
     parse_manifest,
 )
-from polygraft.adapters.safetensors_header import read_header
+from polygraft.adapters.probes import read_probes
 from polygraft.adapters.upload_header import UploadHeader, unverified
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 
@@ -63,6 +69,9 @@ def validate_files(
         manifest = minimal_manifest(content, weights, records)
     else:
         check_content(manifest, weights, geometry)
+    if manifest.probes is not None:
+        path, count = content[PROBES_FILE], manifest.probes.count
+        read_probes(path, count=count, vocab_size=geometry.vocab_size)
     return ValidatedUpload(manifest, content, weights, _warnings(manifest, weights))
 
 
@@ -89,8 +98,12 @@ def _check_side_files(files: Mapping[str, Path], limits: AdapterLimits) -> None:
         check_magic(path, name)
         if name == "report.json":
             read_json(path, name, max_bytes=ALLOWED_FILES[name] or limits.max_bytes)
-        elif name == "probes.safetensors":
-            read_header(path, name, max_tensors=limits.max_tensors, base=True)
+        elif name == PROBES_FILE and MANIFEST_FILE not in files:
+            raise AdapterInvalid(
+                "probes belong to a manifest, and there is none.",
+                file=name,
+                hint=f"Send the {MANIFEST_FILE} that the trainer wrote, or leave the probes out.",
+            )
 
 
 def _read_manifest(path: Path) -> Manifest:

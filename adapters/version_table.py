@@ -16,7 +16,11 @@ from polygraft.adapters.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One published version. `verified`: its manifest declared this server's base."""
+    """One published version.
+
+    `verified`: its manifest declared this server's base. `proven`: the server that published it
+    had computed what its probes say.
+    """
 
     adapter_name: str
     number: int
@@ -24,6 +28,7 @@ class VersionRecord:
     verified: bool
     created_at: float  # seconds since the epoch
     read_manifest: Callable[[str], Manifest] = field(repr=False, compare=False)
+    proven: bool = False
 
     @property
     def manifest(self) -> Manifest:

@@ -26,17 +26,17 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolygraft/protos/adapters.proto\x12\x0cpolygraft.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x14UploadAdapterRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.polygraft.v1.UploadHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.polygraft.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x99\x01\n\x0cUploadHeader\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x1d\n\x15\x61llow_unverified_base\x18\x04 \x01(\x08\x12\x17\n\x0f\x61llow_no_effect\x18\x05 \x01(\x08\"C\n\x0f\x46ileDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"E\n\x0bUploadChunk\x12\x12\n\nfile_index\x18\x01 \x01(\x05\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"|\n\x15UploadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\"\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x13.polygraft.v1.Alias\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x83\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rversion_count\x18\x02 \x01(\x05\x12$\n\x07\x61liases\x18\x03 \x03(\x0b\x32\x13.polygraft.v1.Alias\x12-\n\x07version\x18\x04 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\"\xe2\x02\n\x0e\x41\x64\x61pterVersion\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.polygraft.v1.AdapterKind\x12\x13\n\x0bis_verified\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x10\n\x08max_rank\x18\x08 \x01(\x05\x12\x1b\n\x13virtual_token_count\x18\t \x01(\x05\x12\x16\n\x0evariable_names\x18\n \x03(\t\x12 \n\x04tier\x18\x0b \x01(\x0e\x32\x12.polygraft.v1.Tier\x12\x17\n\x0freference_count\x18\x0c \x01(\x05\x12\x15\n\rmanifest_json\x18\r \x01(\t\"\xa9\x01\n\x05\x41lias\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"$\n\x11GetAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.polygraft.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x1aListAdapterVersionsRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1bListAdapterVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x14\x44\x65leteAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"K\n\x1b\x44\x65leteAdapterVersionRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x05\"\x9b\x01\n\x12UpdateAliasRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x16\n\x14_expected_generation\"2\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t*y\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_KIND_SOFT_PROMPT\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_KIND_PREFIX\x10\x03*o\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_STORE\x10\x01\x12\x10\n\x0cTIER_LOADING\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x12\x0f\n\x0bTIER_FAILED\x10\x05\x32\x85\x06\n\x0e\x41\x64\x61pterService\x12Z\n\rUploadAdapter\x12\".polygraft.v1.UploadAdapterRequest\x1a#.polygraft.v1.UploadAdapterResponse(\x01\x12\x44\n\nGetAdapter\x12\x1f.polygraft.v1.GetAdapterRequest\x1a\x15.polygraft.v1.Adapter\x12U\n\x0cListAdapters\x12!.polygraft.v1.ListAdaptersRequest\x1a\".polygraft.v1.ListAdaptersResponse\x12j\n\x13ListAdapterVersions\x12(.polygraft.v1.ListAdapterVersionsRequest\x1a).polygraft.v1.ListAdapterVersionsResponse\x12K\n\rDeleteAdapter\x12\".polygraft.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x14\x44\x65leteAdapterVersion\x12).polygraft.v1.DeleteAdapterVersionRequest\x1a\x16.google.protobuf.Empty\x12\x44\n\x0bUpdateAlias\x12 .polygraft.v1.UpdateAliasRequest\x1a\x13.polygraft.v1.Alias\x12M\n\x0bLoadAdapter\x12 .polygraft.v1.LoadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersion\x12Q\n\rUnloadAdapter\x12\".polygraft.v1.UnloadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolygraft/protos/adapters.proto\x12\x0cpolygraft.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x14UploadAdapterRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.polygraft.v1.UploadHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.polygraft.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x99\x01\n\x0cUploadHeader\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x1d\n\x15\x61llow_unverified_base\x18\x04 \x01(\x08\x12\x17\n\x0f\x61llow_no_effect\x18\x05 \x01(\x08\"C\n\x0f\x46ileDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"E\n\x0bUploadChunk\x12\x12\n\nfile_index\x18\x01 \x01(\x05\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"|\n\x15UploadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\"\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x13.polygraft.v1.Alias\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x83\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rversion_count\x18\x02 \x01(\x05\x12$\n\x07\x61liases\x18\x03 \x03(\x0b\x32\x13.polygraft.v1.Alias\x12-\n\x07version\x18\x04 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\"\xf5\x02\n\x0e\x41\x64\x61pterVersion\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.polygraft.v1.AdapterKind\x12\x13\n\x0bis_verified\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x10\n\x08max_rank\x18\x08 \x01(\x05\x12\x1b\n\x13virtual_token_count\x18\t \x01(\x05\x12\x16\n\x0evariable_names\x18\n \x03(\t\x12 \n\x04tier\x18\x0b \x01(\x0e\x32\x12.polygraft.v1.Tier\x12\x17\n\x0freference_count\x18\x0c \x01(\x05\x12\x15\n\rmanifest_json\x18\r \x01(\t\x12\x11\n\tis_proven\x18\x0e \x01(\x08\"\xa9\x01\n\x05\x41lias\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"$\n\x11GetAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.polygraft.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x1aListAdapterVersionsRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1bListAdapterVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x14\x44\x65leteAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"K\n\x1b\x44\x65leteAdapterVersionRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x05\"\x9b\x01\n\x12UpdateAliasRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x16\n\x14_expected_generation\"2\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t*y\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_KIND_SOFT_PROMPT\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_KIND_PREFIX\x10\x03*o\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_STORE\x10\x01\x12\x10\n\x0cTIER_LOADING\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x12\x0f\n\x0bTIER_FAILED\x10\x05\x32\x85\x06\n\x0e\x41\x64\x61pterService\x12Z\n\rUploadAdapter\x12\".polygraft.v1.UploadAdapterRequest\x1a#.polygraft.v1.UploadAdapterResponse(\x01\x12\x44\n\nGetAdapter\x12\x1f.polygraft.v1.GetAdapterRequest\x1a\x15.polygraft.v1.Adapter\x12U\n\x0cListAdapters\x12!.polygraft.v1.ListAdaptersRequest\x1a\".polygraft.v1.ListAdaptersResponse\x12j\n\x13ListAdapterVersions\x12(.polygraft.v1.ListAdapterVersionsRequest\x1a).polygraft.v1.ListAdapterVersionsResponse\x12K\n\rDeleteAdapter\x12\".polygraft.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x14\x44\x65leteAdapterVersion\x12).polygraft.v1.DeleteAdapterVersionRequest\x1a\x16.google.protobuf.Empty\x12\x44\n\x0bUpdateAlias\x12 .polygraft.v1.UpdateAliasRequest\x1a\x13.polygraft.v1.Alias\x12M\n\x0bLoadAdapter\x12 .polygraft.v1.LoadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersion\x12Q\n\rUnloadAdapter\x12\".polygraft.v1.UnloadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polygraft.protos.adapters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERKIND']._serialized_start=2077
-  _globals['_ADAPTERKIND']._serialized_end=2198
-  _globals['_TIER']._serialized_start=2200
-  _globals['_TIER']._serialized_end=2311
+  _globals['_ADAPTERKIND']._serialized_start=2096
+  _globals['_ADAPTERKIND']._serialized_end=2217
+  _globals['_TIER']._serialized_start=2219
+  _globals['_TIER']._serialized_end=2330
   _globals['_UPLOADADAPTERREQUEST']._serialized_start=111
   _globals['_UPLOADADAPTERREQUEST']._serialized_end=231
   _globals['_UPLOADHEADER']._serialized_start=234
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTER']._serialized_start=656
   _globals['_ADAPTER']._serialized_end=787
   _globals['_ADAPTERVERSION']._serialized_start=790
-  _globals['_ADAPTERVERSION']._serialized_end=1144
-  _globals['_ALIAS']._serialized_start=1147
-  _globals['_ALIAS']._serialized_end=1316
-  _globals['_GETADAPTERREQUEST']._serialized_start=1318
-  _globals['_GETADAPTERREQUEST']._serialized_end=1354
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1356
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1416
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1418
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1506
-  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_start=1508
-  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_end=1597
-  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_start=1599
-  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_end=1701
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1703
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1747
-  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_start=1749
-  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_end=1824
-  _globals['_UPDATEALIASREQUEST']._serialized_start=1827
-  _globals['_UPDATEALIASREQUEST']._serialized_end=1982
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1984
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2034
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2036
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2075
-  _globals['_ADAPTERSERVICE']._serialized_start=2314
-  _globals['_ADAPTERSERVICE']._serialized_end=3087
+  _globals['_ADAPTERVERSION']._serialized_end=1163
+  _globals['_ALIAS']._serialized_start=1166
+  _globals['_ALIAS']._serialized_end=1335
+  _globals['_GETADAPTERREQUEST']._serialized_start=1337
+  _globals['_GETADAPTERREQUEST']._serialized_end=1373
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1375
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1435
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1437
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1525
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_start=1527
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_end=1616
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_start=1618
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_end=1720
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=1722
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=1766
+  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_start=1768
+  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_end=1843
+  _globals['_UPDATEALIASREQUEST']._serialized_start=1846
+  _globals['_UPDATEALIASREQUEST']._serialized_end=2001
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2003
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2053
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2055
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2094
+  _globals['_ADAPTERSERVICE']._serialized_start=2333
+  _globals['_ADAPTERSERVICE']._serialized_end=3106
 # @@protoc_insertion_point(module_scope)

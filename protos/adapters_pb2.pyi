@@ -102,7 +102,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("adapter_name", "number", "digest", "kind", "is_verified", "create_time", "size_bytes", "max_rank", "virtual_token_count", "variable_names", "tier", "reference_count", "manifest_json")
+    __slots__ = ("adapter_name", "number", "digest", "kind", "is_verified", "create_time", "size_bytes", "max_rank", "virtual_token_count", "variable_names", "tier", "reference_count", "manifest_json", "is_proven")
     ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class AdapterVersion(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    IS_PROVEN_FIELD_NUMBER: _ClassVar[int]
     adapter_name: str
     number: int
     digest: str
@@ -129,7 +130,8 @@ class AdapterVersion(_message.Message):
     tier: Tier
     reference_count: int
     manifest_json: str
-    def __init__(self, adapter_name: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., is_verified: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., variable_names: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., reference_count: _Optional[int] = ..., manifest_json: _Optional[str] = ...) -> None: ...
+    is_proven: bool
+    def __init__(self, adapter_name: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., is_verified: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., variable_names: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., reference_count: _Optional[int] = ..., manifest_json: _Optional[str] = ..., is_proven: _Optional[bool] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("adapter_name", "alias", "version_number", "digest", "generation", "update_time", "reason")

@@ -41,6 +41,9 @@ class AdapterConfig(_Section):
     max_bytes: int = Field(2 * GIB, gt=0, description="Size of one adapter's files together.")
     max_uploads: int = Field(16, gt=0, description="Uploads in progress at once.")
     host_bytes: int = Field(GIB, gt=0, description="Memory for adapters beside the device.")
+    self_test_timeout: float = Field(
+        120.0, gt=0, description="Seconds that the test of an upload may take, waiting included."
+    )
     load_workers: int = Field(2, gt=0, le=64, description="Threads that read adapters.")
 
     def limits(self) -> AdapterLimits:

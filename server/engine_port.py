@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.server.engine.messages import EngineRequest, EngineStats, FairShare
+
+
+class PlacedAdapters(Protocol):
+    """What the device holds of soft prompts and prefixes."""
+
+    def prompt(self, digest: str) -> Tensor | None:
+        """Rows [num_virtual_tokens, hidden_size]; None for another kind."""
+        ...
+
+    def prefix_of(self, digests: Iterable[str]) -> Tensor:
+        """Keys and values [num_layers, 2, kv_heads, num_virtual_tokens, head_dim]."""
+        ...
 
 
 class EnginePort(Protocol):
@@ -17,6 +31,11 @@ class EnginePort(Protocol):
     @property
     def geometry(self) -> BaseGeometry:
         """What adapters are checked against."""
+        ...
+
+    @property
+    def bank(self) -> PlacedAdapters:
+        """The device tier."""
         ...
 
     @property
@@ -54,6 +73,10 @@ class EnginePort(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request in any state; unknown ids are ignored."""
+        ...
+
+    def try_update(self, digest: str, x: Mapping[str, Tensor]) -> Future[dict[str, Tensor]]:
+        """What a resident version adds to the outputs of linear modules, for a self-test."""
         ...
 
     def stats(self) -> EngineStats:

@@ -36,6 +36,7 @@ _TOKEN_BUCKETS = (
 _LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 ADAPTER_KINDS = ("base", "lora", "soft_prompt", "prefix", "composition")
+SELF_TEST_OUTCOMES = ("proven", "unproven", "failed")
 FINISH_REASONS = ("stop", "length", "time_limit", "cancelled", "error")
 
 
@@ -62,6 +63,9 @@ class Metrics:
         self._loads = self._counter("adapter_loads", "Versions brought to a tier.", "tier")
         self._evictions = self._counter(
             "adapter_evictions", "Versions evicted from a tier.", "tier"
+        )
+        self._self_tests = self._counter(
+            "adapter_self_tests", "Uploads that were run before publishing.", "outcome"
         )
         self._seconds = self._histogram(
             "request_duration_seconds",
@@ -122,6 +126,11 @@ class Metrics:
         """A version left a tier to make room (ResidencyObserver)."""
         self._evictions.labels(tier.value).inc()
 
+    def count_self_test(self, passed: bool, proven: bool) -> None:
+        """An upload was run. `proven`: by its own probes."""
+        proven_or_not, failed = SELF_TEST_OUTCOMES[:2], SELF_TEST_OUTCOMES[2]
+        self._self_tests.labels(proven_or_not[not proven] if passed else failed).inc()
+
     def watch(
         self, engine: Callable[[], EngineStats], tiers: Callable[[], Mapping[Tier, int]]
     ) -> None:
@@ -141,6 +150,8 @@ class Metrics:
         for kind in ADAPTER_KINDS:
             for reason in FINISH_REASONS:
                 self._answers.labels(kind, reason)
+        for outcome in SELF_TEST_OUTCOMES:
+            self._self_tests.labels(outcome)
         for tier in (Tier.HOST, Tier.DEVICE):
             self._loads.labels(tier.value)
             self._evictions.labels(tier.value)

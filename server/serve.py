@@ -8,11 +8,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import transformers
 
@@ -28,6 +29,7 @@ from polygraft.server.config import ServerConfig
 from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.engine import Engine
+from polygraft.server.engine.messages import SequenceOutput
 from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc.adapters import AdapterServicer
 from polygraft.server.grpc.generation import GenerationServicer
@@ -37,6 +39,7 @@ from polygraft.server.metrics import Metrics
 from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
+from polygraft.server.self_test import SelfTest
 from polygraft.server.text import longest_token_bytes
 from polygraft.server.validation import RequestLimits, RequestValidator
 
@@ -59,6 +62,7 @@ class RunningServer:
     registry: Registry
     residency: Residency
     uploads: Uploads
+    self_test: SelfTest
     generation: TextGeneration
     listener: Listener
     router: OutputRouter
@@ -160,7 +164,7 @@ def _build(
     limits = config.adapters.limits()
     registry = Registry(store, in_use=lambda digest: residency.is_wanted(digest))
     residency = Residency(
-        _reader(registry, engine, limits),
+        _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,
         host_bytes=config.adapters.host_bytes,
         workers=config.adapters.load_workers,
@@ -169,8 +173,19 @@ def _build(
         patience=config.engine.max_skip,
     )
     stack.callback(residency.close)
+    self_test = SelfTest(
+        engine,
+        residency,
+        timeout=config.adapters.self_test_timeout,
+        outcome=metrics.count_self_test,
+    )
     uploads = Uploads(
-        config.store / "staging", registry, engine.geometry, limits, fits=engine.bank.fits
+        config.store / "staging",
+        registry,
+        engine.geometry,
+        limits,
+        fits=engine.bank.fits,
+        prove=self_test.prove,
     )
     stack.callback(uploads.close)
     router = OutputRouter(asyncio.get_running_loop())
@@ -205,6 +220,7 @@ def _build(
         registry=registry,
         residency=residency,
         uploads=uploads,
+        self_test=self_test,
         generation=generation,
         listener=listener,
         router=router,
@@ -214,7 +230,12 @@ def _build(
 
 async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
     config = server.config
-    server.engine.start(server.residency, server.router.publish)
+
+    def publish(outputs: list[SequenceOutput]) -> None:
+        server.self_test.deliver(outputs)
+        server.router.publish(outputs)
+
+    server.engine.start(server.residency, publish)
     stack.push_async_callback(asyncio.to_thread, server.engine.stop)
     server.metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
     await server.listener.start(
@@ -276,14 +297,20 @@ def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> in
 
 
 def _reader(
-    registry: Registry, engine: Engine, limits: AdapterLimits
+    registry: Registry,
+    engine: Engine,
+    limits: AdapterLimits,
+    under_test: Callable[[str], Mapping[str, Path] | None],
 ) -> Callable[[str], AdapterWeights]:
     """How the residency reads a version: the store may have been filled for another base."""
 
     def read(digest: str) -> AdapterWeights:
-        check_base(registry.manifest(digest), engine.geometry)
+        files = under_test(digest)
+        if files is None:
+            check_base(registry.manifest(digest), engine.geometry)
+            files = registry.files(digest)
         return read_adapter(
-            registry.files(digest),
+            files,
             engine.geometry,
             limits,
             dtype=engine.base.dtype,

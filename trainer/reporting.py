@@ -14,7 +14,12 @@ from polygraft.trainer.source import build_recipe
 
 
 def write_manifest(
-    prepared: Prepared, directory: RunDirectory, subjects: Sequence[Subject], seconds: float
+    prepared: Prepared,
+    directory: RunDirectory,
+    subjects: Sequence[Subject],
+    seconds: float,
+    *,
+    num_probes: int,
 ) -> Manifest:
     """The manifest in canonical form; its sha256 is the identity of the version."""
     base, source = prepared.base, prepared.source
@@ -27,6 +32,7 @@ def write_manifest(
         splits=source.splits,
         group_key=source.group_key,
         scores=_score_records(prepared, subjects),
+        num_probes=num_probes,
         minutes=seconds / 60,
     )
     (directory.work / "manifest.json").write_bytes(canonical_json(manifest))

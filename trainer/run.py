@@ -123,6 +123,7 @@ def _run(
     from polygraft.trainer.local import make_candidate
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
+    from polygraft.trainer.probes import save_probes
     from polygraft.trainer.reporting import write_manifest, write_report
     from polygraft.trainer.saved import save_adapter
 
@@ -134,11 +135,12 @@ def _run(
     seconds = time.monotonic() - started
     check_trained(untrained, trainable_tensors(peft_model))
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
+    num_probes = save_probes(peft_model, prepared, directory.work / "adapter")
     subjects = []
     if score_test:  # the first and only time that the test split is answered
         candidate = make_candidate(prepared.base, peft_model)
         subjects = score_candidate(candidate, prepared.source, "test")
-    manifest = write_manifest(prepared, directory, subjects, seconds)
+    manifest = write_manifest(prepared, directory, subjects, seconds, num_probes=num_probes)
     write_report(prepared, directory, manifest, best, subjects, seconds)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polygraft
-from polygraft.adapters.files import REQUIRED_FILES, hash_file
+from polygraft.adapters.files import PROBES_FILE, REQUIRED_FILES, hash_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +53,7 @@ def build_manifest(
     splits: Splits,
     group_key: str | None,
     scores: Sequence[ScoreRecord],
+    num_probes: int,
     minutes: float,
 ) -> Manifest:
     """The manifest of the adapter in `directory`, whose files are read back as a server would."""
@@ -66,6 +67,7 @@ def build_manifest(
         FormatRecord,
         Manifest,
         MethodRecord,
+        ProbesRecord,
         TokenizerRecord,
     )
     from polygraft.adapters.weights import read_adapter
@@ -117,6 +119,7 @@ def build_manifest(
             seeds={"run": config.seed},
         ),
         scores=tuple(scores),
+        probes=ProbesRecord(file=PROBES_FILE, count=num_probes, dtype=geometry.dtype),
         provenance={
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "trainer": f"polygraft {polygraft.__version__}",

@@ -27,6 +27,7 @@ class Admission:
             )
         self._check_ids("token_ids", ids)
         self._check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias])
+        self._check_ids("wanted_logprobs", [i for ids in request.wanted_logprobs for i in ids])
         output = request.stopping.max_output_tokens
         positions = request.num_virtual + len(ids) + output
         if positions > self._context_length:

@@ -32,6 +32,7 @@ from polygraft.server.engine.lora_tables import (
     Span,
     StackedLoraTables,
 )
+from polygraft.server.engine.messages import AdapterShare
 from polygraft.server.engine.sequence import Sequence as EngineSequence
 
 
@@ -66,6 +67,11 @@ class BatchBuilder:
             logit_rows=self._tensor(np.asarray(logit_rows, dtype=np.int64)),
             samples=samples,
         )
+
+    def updates_for(self, shares: tuple[AdapterShare, ...], num_rows: int) -> list[LoraUpdate]:
+        """The updates of so many rows that all use these adapters."""
+        [key] = self._lora.place({"": shares}).values()
+        return self._updates([key], [0, num_rows])
 
     def _tensor(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -74,6 +74,7 @@ def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> Sequ
     """
     is_first = sequence.num_output == 0
     num_top = sequence.request.top_logprobs
+    wanted = sequence.request.wanted_logprobs
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     reason = None
@@ -89,6 +90,8 @@ def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> Sequ
         tokens.append(token)
         if num_top is not None:
             logprobs.append(token_logprob(row, token, num_top))
+        elif wanted and is_first and len(tokens) == 1:
+            logprobs.append(token_logprob(row, token, 0, wanted=wanted[-1]))
         reason = _reason_to_end(sequence)
         if reason is not None or token != guess:
             break
@@ -122,10 +125,12 @@ def _queue_seconds(sequence: Sequence) -> float:
 def _record_scores(sequence: Sequence, rows: Rows) -> None:
     """Row i predicts the i-th prompt token that has no score yet."""
     num_top = sequence.request.prompt_logprobs or 0
+    wanted = sequence.request.wanted_logprobs
     for row in rows:
         assert sequence.next_scored is not None
         token = sequence.token_ids[sequence.next_scored]
-        sequence.scores.append(token_logprob(row, token, num_top))
+        asked = wanted[len(sequence.scores)] if wanted else ()
+        sequence.scores.append(token_logprob(row, token, num_top, wanted=asked))
 
 
 def _scored(sequence: Sequence) -> SequenceOutput:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polygraft.adapters.errors import InvalidRequest, NonFinite, Unavailable
@@ -31,6 +33,7 @@ from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
 from polygraft.server.engine.drain_rate import DrainRate
 from polygraft.server.engine.messages import (
+    AdapterShare,
     EngineRequest,
     EngineStats,
     FairShare,
@@ -39,7 +42,7 @@ from polygraft.server.engine.messages import (
 from polygraft.server.engine.model_runner import ModelRunner
 from polygraft.server.engine.preparation import prepare
 from polygraft.server.engine.queue_caps import WaitingCount
-from polygraft.server.engine.scheduler import AdapterPort, Scheduler
+from polygraft.server.engine.scheduler import AdapterReferences, Scheduler
 from polygraft.server.engine.sequence import Sequence
 from polygraft.server.engine.sizing import (
     fair_rules,
@@ -47,29 +50,13 @@ from polygraft.server.engine.sizing import (
     scheduler_limits,
     usable_cores,
 )
+from polygraft.server.engine.trial import fulfil, update_of
 
 logger = logging.getLogger(__name__)
 
 Publish = Callable[[list[SequenceOutput]], None]
 _STOP = object()
 _IDLE_WAIT = 0.05  # seconds between looks at deadlines when nothing can run
-
-
-@dataclass(frozen=True, slots=True)
-class _AdapterChanged:
-    digest: str
-
-
-class AdapterReferences(AdapterPort, Protocol):
-    """What the engine needs of `adapters.residency.Residency`."""
-
-    def drop(self, *digests: str) -> None:
-        """End what `hold` began."""
-        ...
-
-    def release(self, *digests: str) -> None:
-        """Give back one reference to each version."""
-        ...
 
 
 class Engine:
@@ -173,7 +160,7 @@ class Engine:
 
     def wake(self, digest: str) -> None:
         """A version became ready or could not be loaded: look at those that wait for it."""
-        self._intake.put(_AdapterChanged(digest))
+        self._intake.put(lambda: self._scheduler.adapter_changed(digest))
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request whose adapters the caller has acquired; on success the engine owns the
@@ -210,6 +197,16 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request in any state. Unknown and finished ids are ignored."""
         self._intake.put(request_id)
+
+    def try_update(self, digest: str, x: Mapping[str, Tensor]) -> Future[dict[str, Tensor]]:
+        """What a version adds to the outputs of linear modules of these names for inputs
+        [num_rows, in_features] of the serving dtype: by the kernels and from the rows that serve,
+        between two steps. Outputs as `trial.update_of`. The caller keeps it on the device.
+        """
+        result: Future[dict[str, Tensor]] = Future()
+        run = partial(update_of, self._runner.sites, self._builder, AdapterShare(digest), x)
+        self._intake.put(lambda: fulfil(result, run))
+        return result
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics and health."""
@@ -276,8 +273,8 @@ class Engine:
                     self._scheduler.add(item)
                 elif isinstance(item, str):
                     self._scheduler.abort(item)
-                elif isinstance(item, _AdapterChanged):
-                    self._scheduler.adapter_changed(item.digest)
+                elif callable(item):
+                    item()
                 item = self._intake.get_nowait()
             return False
         return True

@@ -87,6 +87,9 @@ class EngineRequest:
     which they were named changes nothing. Empty: the base alone.
     `score_from`: positions >= score_from of `prompt_token_ids` are scored (log-probability of
     each given everything before it); such a request generates `stopping.max_output_tokens` = 0.
+    `wanted_logprobs` names the tokens whose log-probabilities a probe asks for, a tuple for each of
+    the last positions of the prompt: they are the `top` of `prompt_logprobs`, for the last position
+    of the first output's `logprobs`.
     `top_logprobs` and `prompt_logprobs` ask for log-probabilities of the output and of the prompt
     (all its tokens but the first): None for none, 0 for the token's own, k for the k most likely
     tokens beside it.
@@ -103,6 +106,9 @@ class EngineRequest:
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
     score_from: int | None = None
+    wanted_logprobs: tuple[tuple[int, ...], ...] = ()  # not together with the three above
+    prefix_cache: bool = True  # may read and write it, where the engine has one
+    max_chunk: int | None = None  # prompt tokens in one step; None: as the engine is configured
     constraint: CompiledConstraint | None = None
     speculation: bool | None = None  # None: as the engine is configured
     share: FairShare = field(default_factory=FairShare)
@@ -123,6 +129,8 @@ class EngineRequest:
     @property
     def first_scored(self) -> int | None:
         """Index of the first prompt token whose log-probability is asked for; None: none is."""
+        if self.wanted_logprobs:
+            return len(self.prompt_token_ids) + 1 - len(self.wanted_logprobs)
         if self.score_from is None and self.prompt_logprobs is not None:
             return 1
         return self.score_from
@@ -135,7 +143,8 @@ class TokenLogprob:
     token_id: int
     logprob: float  # natural logarithm
     rank: int  # 1 for the most likely token; of equal ones the lowest id comes first
-    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the most likely, in order
+    # (token id, logprob) of the most likely, in order, or of those that were wanted
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Placement:
 
     def index(self, sequence: Sequence) -> None:
         """Offer the full, computed blocks of a sequence whose logits were finite for sharing."""
-        if not self._prefix_cache:
+        if not self._uses_cache(sequence):
             return
         # The last position of a scored prompt gives no logits that could tell.
         end = sequence.num_computed - (sequence.request.score_from is not None)
@@ -75,13 +75,16 @@ class Placement:
             return
         first_seen = sequence.num_computed - self._window + 1
         count = max(0, first_seen) // sequence.block_size
-        if self._prefix_cache:
+        if self._uses_cache(sequence):
             count = min(count, sequence.num_indexed)
         self.blocks.free(sequence.drop_blocks(count))
 
+    def _uses_cache(self, sequence: Sequence) -> bool:
+        return self._prefix_cache and sequence.request.prefix_cache
+
     def _share_prefix(self, sequence: Sequence) -> None:
         found: list[int] = []
-        if self._prefix_cache:
+        if self._uses_cache(sequence):
             keys = sequence.keys.up_to(sequence.num_cacheable, sequence.token_ids)
             found = self.blocks.lookup(keys)
             self.blocks.share(found)

@@ -50,6 +50,18 @@ class AdapterPort(Protocol):
         ...
 
 
+class AdapterReferences(AdapterPort, Protocol):
+    """What the engine needs of `adapters.residency.Residency`."""
+
+    def drop(self, *digests: str) -> None:
+        """End what `hold` began."""
+        ...
+
+    def release(self, *digests: str) -> None:
+        """Give back one reference to each version."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     """Caps of one step."""
@@ -321,7 +333,8 @@ class Scheduler:
 
     def _compute_chunk(self, sequence: Sequence, step: StepPlan) -> None:
         """The next chunk of a prompt, in this step."""
-        size = min(sequence.num_remaining, step.budget, self.limits.max_chunk)
+        most = sequence.request.max_chunk or self.limits.max_chunk
+        size = min(sequence.num_remaining, step.budget, self.limits.max_chunk, most)
         if self._grow(sequence, size, step):
             step.add(sequence, size)
             self._charge_prompt(sequence, sequence.num_computed + size)

@@ -78,6 +78,7 @@ class AdapterWriter:
             variable_names=manifest.prompt.variables if manifest.prompt else (),
             tier=_TIERS[self._residency.tier(record.digest)],
             reference_count=self._residency.references(record.digest),
+            is_proven=record.proven,
         )
 
     def _is_verified(self, record: VersionRecord) -> bool:

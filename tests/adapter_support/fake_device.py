@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights, LoraModule
@@ -24,6 +26,7 @@ class FakeDevice:
         self.pool = RowPool(rows)
         self.places: dict[str, int] = {}
         self.filled: set[str] = set()
+        self.weights: dict[str, AdapterWeights] = {}
         self.copies: Counter[str] = Counter()
         self.copy_error: Exception | None = None
         self.may_copy = threading.Event()
@@ -53,6 +56,7 @@ class FakeDevice:
         with self._lock:
             self.copies[digest] += 1
             self.filled.add(digest)
+            self.weights[digest] = weights
 
     def free(self, digest: str) -> None:
         """See DeviceTier."""
@@ -60,6 +64,16 @@ class FakeDevice:
             self._expect(digest in self.places, f"{digest} was freed without a place")
             self.pool.free(self.places.pop(digest))
             self.filled.discard(digest)
+            self.weights.pop(digest, None)
+
+    def prompt(self, digest: str) -> Tensor | None:
+        """See AdapterBank."""
+        return self.weights[digest].prompt_embeddings
+
+    def prefix_of(self, digests: Iterable[str]) -> Tensor:
+        """See AdapterBank."""
+        prefixes = (self.weights[digest].prefix for digest in digests)
+        return next(prefix for prefix in prefixes if prefix is not None)
 
     def _expect(self, condition: bool, message: str) -> None:
         if not condition:

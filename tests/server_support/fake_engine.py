@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -12,11 +13,12 @@ import torch
 from adapter_support.directories import small_geometry
 from adapter_support.fake_device import FakeDevice
 from tiny_models import EOS, VOCAB_SIZE, byte_tokenizer
+from torch import Tensor
 
 from polygraft.adapters.errors import Unavailable
 from polygraft.server.engine.admission import Admission
 from polygraft.server.engine.config import EngineConfig
-from polygraft.server.engine.engine import AdapterReferences, Publish
+from polygraft.server.engine.engine import Publish
 from polygraft.server.engine.messages import (
     EngineRequest,
     EngineStats,
@@ -25,6 +27,7 @@ from polygraft.server.engine.messages import (
     SequenceOutput,
     TokenLogprob,
 )
+from polygraft.server.engine.scheduler import AdapterReferences
 
 CONTEXT_LENGTH = 512
 STEP_SECONDS = 0.001
@@ -146,6 +149,20 @@ class FakeEngine:
             sequence = self._live.pop(request_id, None)
         if sequence is not None:
             self._release(sequence)
+
+    def try_update(self, digest: str, x: Mapping[str, Tensor]) -> Future[dict[str, Tensor]]:
+        """See Engine; by the formula."""
+        modules = self.bank.weights[digest].modules
+        result: Future[dict[str, Tensor]] = Future()
+        result.set_result(
+            {
+                name: modules[name].scaling
+                * (rows @ modules[name].lora_a.T)
+                @ modules[name].lora_b.T
+                for name, rows in x.items()
+            }
+        )
+        return result
 
     def stats(self) -> EngineStats:
         """See Engine."""

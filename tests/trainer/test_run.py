@@ -75,6 +75,7 @@ def test_a_run_directory_is_complete_and_nothing_else_is_left(
     assert {path.name for path in (directory / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "probes.safetensors",
     }
     assert not [path for path in directory.parent.iterdir() if path.name.startswith(".")]
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")

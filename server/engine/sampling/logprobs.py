@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from polygraft.server.engine.messages import TokenLogprob
 from polygraft.server.engine.sampling.draw import Ids, Row
 
 
-def token_logprob(logits: Row, token_id: int, num_top: int) -> TokenLogprob:
-    """One token's log-probability, its rank, and the `num_top` most likely tokens."""
+def token_logprob(
+    logits: Row, token_id: int, num_top: int, *, wanted: Sequence[int] = ()
+) -> TokenLogprob:
+    """One token's log-probability, its rank, and the `num_top` most likely or `wanted` tokens."""
     total = log_sum_exp(logits)
     own = logits[token_id]
     above = np.count_nonzero(logits > own) + np.count_nonzero(logits[:token_id] == own)
-    top = largest(logits, num_top)
+    top = wanted or largest(logits, num_top)
     return TokenLogprob(
         token_id,
         float(own) - total,

@@ -99,6 +99,7 @@ class AdapterVersion:
     tier: str
     references: int
     manifest_json: str  # only from `get_adapter`
+    proven: bool  # the server computed what its probes say, before it was published
 
     @classmethod
     def read(cls, message: adapters_pb2.AdapterVersion) -> AdapterVersion:
@@ -118,6 +119,7 @@ class AdapterVersion:
             tier=adapters_pb2.Tier.Name(message.tier).removeprefix("TIER_").lower(),
             references=message.reference_count,
             manifest_json=message.manifest_json,
+            proven=message.is_proven,
         )
 
 

@@ -41,15 +41,16 @@ def list_adapters(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = F
     if not found:
         typer.echo("no adapters yet; `polygraft adapters push DIR NAME` publishes one", err=True)
         return
-    table = _table("name", "live", "kind", "base", "versions", "aliases", "where", "size")
+    table = _table(
+        "name", "live", "kind", "base", "numbers", "versions", "aliases", "where", "size"
+    )
     for adapter in found:
         version = adapter.version
         aliases = ", ".join(f"{a.alias}={a.number}" for a in adapter.aliases)
-        facts = _facts(version) if version else ("-", "-", "-", "-", "-")
-        number, kind, base, where, size = facts
-        table.add_row(
-            adapter.name, number, kind, base, str(adapter.num_versions), aliases, where, size
-        )
+        facts = _facts(version) if version else ("-",) * 6
+        number, kind, base, proof, where, size = facts
+        count = str(adapter.num_versions)
+        table.add_row(adapter.name, number, kind, base, proof, count, aliases, where, size)
     _print(table)
 
 
@@ -70,11 +71,11 @@ def show(
         print_json([adapter, *versions, manifest])
         return
     _print_adapter(adapter)
-    table = _table("version", "kind", "base", "where", "size", "published", "digest")
+    table = _table("version", "kind", "base", "numbers", "where", "size", "published", "digest")
     for version in versions:
-        number, kind, base, where, size = _facts(version)
+        number, kind, base, proof, where, size = _facts(version)
         when = version.created_at.strftime("%Y-%m-%d %H:%M")
-        table.add_row(number, kind, base, where, size, when, version.digest[:19])
+        table.add_row(number, kind, base, proof, where, size, when, version.digest[:19])
     _print(table)
 
 
@@ -98,7 +99,8 @@ def push(
     """Upload an adapter as a new version.
 
     A plain PEFT directory does not name its base: it is checked by shapes and values and shown as
-    UNVERIFIED.
+    UNVERIFIED. Without the trainer's probes the server can compare one layer with PEFT's formula
+    only, and shows it as UNPROVEN.
     """
     if not source.is_dir():
         raise CommandFailed(f"{source} is not a directory.", ExitCode.USAGE)
@@ -126,6 +128,7 @@ def push(
         return
     version = published.version
     mark = "" if version.verified else "  UNVERIFIED"
+    mark += "" if version.proven else "  UNPROVEN"
     typer.echo(f"{version.adapter_name}@{version.number}  {version.digest}{mark}")
     if published.alias:
         typer.echo(f"{published.alias.alias} -> {published.alias.number}")
@@ -238,15 +241,16 @@ def _print_adapter(adapter: Adapter) -> None:
         typer.echo(f"  {score['subject']} {score['metric']} {score['value']} on {score['split']}")
 
 
-def _facts(version: AdapterVersion) -> tuple[str, str, str, str, str]:
-    """Number, kind with its size, whether the base is verified, where it is, bytes."""
+def _facts(version: AdapterVersion) -> tuple[str, ...]:
+    """Number, kind with its size, whether base and numbers are known to be right, where, bytes."""
     if version.kind == "lora":
         kind = f"LoRA r={version.max_rank}"
     else:
         kind = f"{version.kind.replace('_', ' ')} x{version.virtual_tokens}"
     base = "verified" if version.verified else "[yellow]UNVERIFIED[/yellow]"
+    proof = "proven" if version.proven else "[yellow]UNPROVEN[/yellow]"
     where = version.tier + (f" ({version.references} running)" if version.references else "")
-    return str(version.number), kind, base, where, _size(version.size_bytes)
+    return str(version.number), kind, base, proof, where, _size(version.size_bytes)
 
 
 def _size(count: int) -> str:
