@@ -46,7 +46,7 @@ def inspect_for_base(
     require_verified: bool = False,
     allow_no_effect: bool = False,
 ) -> Inspected:
-    """All that a server with this base would check before it publishes. `fits` is the device's.
+    """All that a server with this base would check before it runs them. `fits` is the device's.
 
     Raises InvalidRequest, AdapterInvalid, AdapterUnsupported or AdapterIncompatible.
     """
