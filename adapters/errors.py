@@ -3,7 +3,8 @@
 PolygraftError
 ├── InvalidRequest        a field of the request is wrong; nothing was queued or written
 ├── NotFound
-│   └── AdapterNotFound   no such name, version number, alias or digest
+│   ├── AdapterNotFound   no such name, version number, alias or digest
+│   └── UploadNotFound    no such upload, or none any more
 ├── AdapterInvalid        the files are broken or use a feature that is not supported
 │   ├── AdapterUnsupported
 │   └── AdapterCorrupt    stored bytes no longer match their digest
@@ -11,7 +12,9 @@ PolygraftError
 ├── AdapterInUse          the version is referenced by an alias or by running requests
 ├── AliasConflict         the alias moved since it was read
 ├── ModelRefused          the base model cannot be served exactly
-├── UploadCorrupt         declared size or sha256 does not match the bytes received
+├── UploadConflict        another header has this upload id
+├── UploadOutOfRange      a chunk lies behind what has come; the metadata says where to go on
+├── UploadCorrupt         declared size, sha256 or crc32c does not match the bytes received
 ├── Overloaded            a queue or the adapter pool is full; retrying later may succeed
 ├── Unavailable           starting, draining, or the engine is dead
 ├── DeadlineExpired       the caller's deadline passed
@@ -82,6 +85,12 @@ class AdapterNotFound(NotFound):
     reason = "ADAPTER_NOT_FOUND"
 
 
+class UploadNotFound(NotFound):
+    """No upload has this id: none began, its server forgot it, or it was swept."""
+
+    reason = "UPLOAD_NOT_FOUND"
+
+
 class AdapterInvalid(PolygraftError):
     """The adapter's files are broken; do not retry until they are fixed."""
 
@@ -124,8 +133,20 @@ class ModelRefused(PolygraftError):
     reason = "MODEL_REFUSED"
 
 
+class UploadConflict(PolygraftError):
+    """An upload with this id is under way whose header says something else."""
+
+    reason = "UPLOAD_CONFLICT"
+
+
+class UploadOutOfRange(PolygraftError):
+    """A chunk starts behind the bytes that have come; `metadata["offset"]` is where to go on."""
+
+    reason = "OUT_OF_RANGE"
+
+
 class UploadCorrupt(PolygraftError):
-    """The bytes received do not have the declared size or sha256; nothing was published."""
+    """The bytes received do not have the declared size, sha256 or crc32c; nothing was published."""
 
     reason = "UPLOAD_CORRUPT"
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Names that configs use for the context length, the most common first. transformers maps
 # `n_positions` and the like onto the first one for most architectures.
@@ -109,6 +111,9 @@ def describe_base(
 
 
 def _linear_modules(model: nn.Module, head: nn.Module | None) -> dict[str, LinearShape]:
+    # Why here: the process that checks uploads has no use for transformers.
+    from transformers.pytorch_utils import Conv1D
+
     modules = {}
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):

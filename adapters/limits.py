@@ -22,6 +22,10 @@ class AdapterLimits:
     max_files: int = 16
     max_tensors: int = 20_000
     max_uploads: int = 16  # uploads in progress at once
+    max_namespace_uploads: int = 4  # of those, of one namespace
+    max_staged_bytes: int = 32 * GIB  # declared by all unfinished uploads together
+    max_namespace_staged_bytes: int = 8 * GIB
+    upload_idle_seconds: int = 3600  # until an upload that nobody goes on with expires
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from polygraft.adapters.canonical import canonical_bytes, sha256_digest
 from polygraft.adapters.errors import AdapterIncompatible, AdapterUnsupported, InvalidRequest
 from polygraft.adapters.files import ALLOWED_FILES, MANIFEST_FILE, check_complete
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.names import check_alias, check_name
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # also the name of a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class UploadHeader:
     """What is to be published under `name`, and which alias, if any, shall point to it.
 
     `allow_unverified_base` admits folders that do not say which base they were trained on;
-    `allow_no_effect` admits a LoRA that changes nothing.
+    `allow_no_effect` admits a LoRA that changes nothing. `upload_id` is how the caller names this
+    upload when it resumes; empty lets the content of the header stand for it.
     """
 
     name: str
@@ -35,6 +38,21 @@ class UploadHeader:
     alias: str | None = None
     allow_unverified_base: bool = False
     allow_no_effect: bool = False
+    upload_id: str = ""
+
+    def id(self) -> str:
+        """The id under which it is resumed: the caller's, or the sha256 of all that is declared."""
+        if self.upload_id:
+            return self.upload_id
+        return sha256_digest(canonical_bytes(asdict(self))).removeprefix("sha256:")
+
+    def namespace(self) -> str:
+        """What stands before the slash of the name; empty without one."""
+        return self.name.partition("/")[0] if "/" in self.name else ""
+
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
 
 
 def check_header(header: UploadHeader, limits: AdapterLimits) -> None:
@@ -44,6 +62,8 @@ def check_header(header: UploadHeader, limits: AdapterLimits) -> None:
     is missing) or AdapterIncompatible (no manifest, and unverified bases are not allowed).
     """
     check_name(header.name)
+    if header.upload_id:
+        check_upload_id(header.upload_id)
     if header.alias is not None:
         check_alias(header.alias)
     if not 1 <= len(header.files) <= limits.max_files:
@@ -53,12 +73,18 @@ def check_header(header: UploadHeader, limits: AdapterLimits) -> None:
     names = [file.name for file in header.files]
     if len(set(names)) != len(names):
         raise _bad("files", sorted(names), "every name once")
-    total = sum(file.size for file in header.files)
-    if total > limits.max_bytes:
-        raise _bad("files", f"{total} bytes", f"{limits.max_bytes} bytes in total")
+    if header.size() > limits.max_bytes:
+        raise _bad("files", f"{header.size()} bytes", f"{limits.max_bytes} bytes in total")
     check_complete(dict.fromkeys(names))
     if MANIFEST_FILE not in names and not header.allow_unverified_base:
         raise unverified()
+
+
+def check_upload_id(upload_id: str) -> str:
+    """The id, or InvalidRequest (INVALID_UPLOAD)."""
+    if not UPLOAD_ID.fullmatch(upload_id):
+        raise _bad("upload_id", upload_id[:160], "1 to 128 letters, digits, '_' and '-'")
+    return upload_id
 
 
 def unverified() -> AdapterIncompatible:

@@ -11,6 +11,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class UploadState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPLOAD_STATE_UNSPECIFIED: _ClassVar[UploadState]
+    UPLOAD_STATE_RECEIVING: _ClassVar[UploadState]
+    UPLOAD_STATE_VALIDATING: _ClassVar[UploadState]
+    UPLOAD_STATE_PUBLISHED: _ClassVar[UploadState]
+    UPLOAD_STATE_REJECTED: _ClassVar[UploadState]
+    UPLOAD_STATE_EXPIRED: _ClassVar[UploadState]
+
 class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
@@ -26,6 +35,12 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_HOST: _ClassVar[Tier]
     TIER_DEVICE: _ClassVar[Tier]
     TIER_FAILED: _ClassVar[Tier]
+UPLOAD_STATE_UNSPECIFIED: UploadState
+UPLOAD_STATE_RECEIVING: UploadState
+UPLOAD_STATE_VALIDATING: UploadState
+UPLOAD_STATE_PUBLISHED: UploadState
+UPLOAD_STATE_REJECTED: UploadState
+UPLOAD_STATE_EXPIRED: UploadState
 ADAPTER_KIND_UNSPECIFIED: AdapterKind
 ADAPTER_KIND_LORA: AdapterKind
 ADAPTER_KIND_SOFT_PROMPT: AdapterKind
@@ -42,22 +57,24 @@ class UploadAdapterRequest(_message.Message):
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     header: UploadHeader
-    chunk: UploadChunk
-    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ...) -> None: ...
+    chunk: FileChunk
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base", "allow_no_effect")
+    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base", "allow_no_effect", "upload_id")
     ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_UNVERIFIED_BASE_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NO_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
     adapter_name: str
     files: _containers.RepeatedCompositeFieldContainer[FileDeclaration]
     alias: str
     allow_unverified_base: bool
     allow_no_effect: bool
-    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ..., allow_no_effect: _Optional[bool] = ...) -> None: ...
+    upload_id: str
+    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ..., allow_no_effect: _Optional[bool] = ..., upload_id: _Optional[str] = ...) -> None: ...
 
 class FileDeclaration(_message.Message):
     __slots__ = ("name", "size_bytes", "sha256")
@@ -69,15 +86,17 @@ class FileDeclaration(_message.Message):
     sha256: str
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
-class UploadChunk(_message.Message):
-    __slots__ = ("file_index", "offset_bytes", "data")
+class FileChunk(_message.Message):
+    __slots__ = ("file_index", "offset_bytes", "data", "crc32c")
     FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
     file_index: int
     offset_bytes: int
     data: bytes
-    def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    crc32c: int
+    def __init__(self, file_index: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
 
 class UploadAdapterResponse(_message.Message):
     __slots__ = ("version", "alias", "warnings")
@@ -88,6 +107,60 @@ class UploadAdapterResponse(_message.Message):
     alias: Alias
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., alias: _Optional[_Union[Alias, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FileProgress(_message.Message):
+    __slots__ = ("name", "size_bytes", "persisted_size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PERSISTED_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    persisted_size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., persisted_size_bytes: _Optional[int] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("upload_id", "adapter_name", "state", "files", "version", "rejection_reason")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REJECTION_REASON_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    adapter_name: str
+    state: UploadState
+    files: _containers.RepeatedCompositeFieldContainer[FileProgress]
+    version: AdapterVersion
+    rejection_reason: str
+    def __init__(self, upload_id: _Optional[str] = ..., adapter_name: _Optional[str] = ..., state: _Optional[_Union[UploadState, str]] = ..., files: _Optional[_Iterable[_Union[FileProgress, _Mapping]]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., rejection_reason: _Optional[str] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("upload_id",)
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    def __init__(self, upload_id: _Optional[str] = ...) -> None: ...
+
+class DownloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    def __init__(self, adapter: _Optional[str] = ...) -> None: ...
+
+class DownloadAdapterResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: DownloadHeader
+    chunk: FileChunk
+    def __init__(self, header: _Optional[_Union[DownloadHeader, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
+
+class DownloadHeader(_message.Message):
+    __slots__ = ("version", "files")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    files: _containers.RepeatedCompositeFieldContainer[FileDeclaration]
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "version_count", "aliases", "version")

@@ -42,6 +42,16 @@ class AdapterServiceStub:
                 request_serializer=polygraft_dot_protos_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
                 response_deserializer=polygraft_dot_protos_dot_adapters__pb2.UploadAdapterResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/polygraft.v1.AdapterService/GetUpload',
+                request_serializer=polygraft_dot_protos_dot_adapters__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_adapters__pb2.Upload.FromString,
+                _registered_method=True)
+        self.DownloadAdapter = channel.unary_stream(
+                '/polygraft.v1.AdapterService/DownloadAdapter',
+                request_serializer=polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/polygraft.v1.AdapterService/GetAdapter',
                 request_serializer=polygraft_dot_protos_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
@@ -92,8 +102,24 @@ class AdapterServiceServicer:
     def UploadAdapter(self, request_iterator, context):
         """UploadAdapter publishes a new version. The first message is the header, all others are chunks.
         Nothing is visible until every file has arrived with its declared size and sha256 and has passed
-        validation. The same content under the same name gives the version that is already there. The
-        first version of a name becomes its alias "live".
+        validation. A broken upload is resumed by sending the same header again and then the bytes that
+        GetUpload does not yet count as persisted. The same content under the same name gives the version
+        that is already there, without its bytes. The first version of a name becomes its alias "live".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """GetUpload says how far an upload has come; it outlives its connection and a restart of the server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadAdapter(self, request, context):
+        """DownloadAdapter gives the files of a version as they were published: its manifest in the first
+        message, then chunks of the files in the manifest's order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +193,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=polygraft_dot_protos_dot_adapters__pb2.UploadAdapterRequest.FromString,
                     response_serializer=polygraft_dot_protos_dot_adapters__pb2.UploadAdapterResponse.SerializeToString,
             ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=polygraft_dot_protos_dot_adapters__pb2.GetUploadRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_adapters__pb2.Upload.SerializeToString,
+            ),
+            'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAdapter,
+                    request_deserializer=polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterResponse.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=polygraft_dot_protos_dot_adapters__pb2.GetAdapterRequest.FromString,
@@ -237,6 +273,60 @@ class AdapterService:
             '/polygraft.v1.AdapterService/UploadAdapter',
             polygraft_dot_protos_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
             polygraft_dot_protos_dot_adapters__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/GetUpload',
+            polygraft_dot_protos_dot_adapters__pb2.GetUploadRequest.SerializeToString,
+            polygraft_dot_protos_dot_adapters__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/DownloadAdapter',
+            polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterRequest.SerializeToString,
+            polygraft_dot_protos_dot_adapters__pb2.DownloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,16 @@ class AdapterConfig(_Section):
     max_virtual_tokens: int = Field(1024, gt=0, description="Longest soft prompt.")
     max_bytes: int = Field(2 * GIB, gt=0, description="Size of one adapter's files together.")
     max_uploads: int = Field(16, gt=0, description="Uploads in progress at once.")
+    max_namespace_uploads: int = Field(4, gt=0, description="Of those, of one namespace.")
+    max_staged_bytes: int = Field(
+        32 * GIB, gt=0, description="Bytes that all unfinished uploads together may declare."
+    )
+    max_namespace_staged_bytes: int = Field(
+        8 * GIB, gt=0, description="Of those, by uploads of one namespace."
+    )
+    upload_idle_seconds: int = Field(
+        3600, gt=0, description="Seconds until an upload that nobody goes on with is dropped."
+    )
     host_bytes: int = Field(GIB, gt=0, description="Memory for adapters beside the device.")
     self_test_timeout: float = Field(
         120.0, gt=0, description="Seconds that the test of an upload may take, waiting included."
@@ -53,6 +63,10 @@ class AdapterConfig(_Section):
             max_virtual_tokens=self.max_virtual_tokens,
             max_bytes=self.max_bytes,
             max_uploads=self.max_uploads,
+            max_namespace_uploads=self.max_namespace_uploads,
+            max_staged_bytes=self.max_staged_bytes,
+            max_namespace_staged_bytes=self.max_namespace_staged_bytes,
+            upload_idle_seconds=self.upload_idle_seconds,
         )
 
 

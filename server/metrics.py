@@ -38,6 +38,7 @@ _LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 ADAPTER_KINDS = ("base", "lora", "soft_prompt", "prefix", "composition")
 SELF_TEST_OUTCOMES = ("proven", "unproven", "failed")
 FINISH_REASONS = ("stop", "length", "time_limit", "cancelled", "error")
+VALIDATION_FAILURES = ("memory", "cpu", "time", "crash", "error")
 
 
 class Metrics:
@@ -66,6 +67,11 @@ class Metrics:
         )
         self._self_tests = self._counter(
             "adapter_self_tests", "Uploads that were run before publishing.", "outcome"
+        )
+        self._validation_failures = self._counter(
+            "validation_failures",
+            "Processes for checking uploads that were lost and replaced, by cause.",
+            "cause",
         )
         self._seconds = self._histogram(
             "request_duration_seconds",
@@ -131,6 +137,10 @@ class Metrics:
         proven_or_not, failed = SELF_TEST_OUTCOMES[:2], SELF_TEST_OUTCOMES[2]
         self._self_tests.labels(proven_or_not[not proven] if passed else failed).inc()
 
+    def count_validation_failure(self, cause: str) -> None:
+        """The process that checks uploads was lost; see VALIDATION_FAILURES."""
+        self._validation_failures.labels(cause).inc()
+
     def watch(
         self, engine: Callable[[], EngineStats], tiers: Callable[[], Mapping[Tier, int]]
     ) -> None:
@@ -152,6 +162,8 @@ class Metrics:
                 self._answers.labels(kind, reason)
         for outcome in SELF_TEST_OUTCOMES:
             self._self_tests.labels(outcome)
+        for cause in VALIDATION_FAILURES:
+            self._validation_failures.labels(cause)
         for tier in (Tier.HOST, Tier.DEVICE):
             self._loads.labels(tier.value)
             self._evictions.labels(tier.value)

@@ -24,6 +24,7 @@ from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency, Tier
 from polygraft.adapters.store import LocalStore
 from polygraft.adapters.uploads import Uploads
+from polygraft.adapters.validation_process import ValidationProcess
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.config import ServerConfig
 from polygraft.server.constraints.compiler import ConstraintCompiler
@@ -49,6 +50,7 @@ EXIT_ENGINE_DIED = 70
 _WATCH_SECONDS = 0.5
 _DRAIN_POLL_SECONDS = 0.02
 _STOP_GRACE_SECONDS = 1.0
+_SWEEP_SECONDS = 60.0
 
 
 @dataclass
@@ -90,7 +92,7 @@ class RunningServer:
             **self.engine.ledger(),
             "live_requests": self.generation.num_live,
             "adapter_references": self.residency.total_references(),
-            "staging_files": self.uploads.staging_files(),
+            "running_uploads": self.uploads.num_running(),
         }
 
     def check_integrity(self) -> None:
@@ -116,18 +118,36 @@ class RunningServer:
                 self.router.fail_all(Unavailable("the engine has died."))
                 self.engine_died.set()
 
+    async def let_uploads_go(self) -> None:
+        """Wait until cut uploads have put down what they hold; their threads are needed for it."""
+        deadline = time.monotonic() + _STOP_GRACE_SECONDS
+        while self.uploads.num_running() and time.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+
+    async def sweep(self) -> None:
+        """Give up uploads that nobody goes on with."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await asyncio.to_thread(self.uploads.sweep)
+            except OSError as error:
+                logger.error("unfinished uploads cannot be swept: %s", error)
+
     def _is_busy(self) -> bool:
-        return self.generation.num_live > 0 or self.uploads.staging_files() > 0
+        return self.generation.num_live > 0 or self.uploads.num_validating() > 0
 
 
 @asynccontextmanager
 async def run_server(
-    config: ServerConfig, *, load: Callable[[str, EngineConfig], Engine] = Engine.load
+    config: ServerConfig,
+    *,
+    load: Callable[[str, EngineConfig], Engine] = Engine.load,
+    validation: ValidationProcess | None = None,
 ) -> AsyncIterator[RunningServer]:
     """A server for as long as the block runs. Drain it in the block, or running calls are cut.
 
-    Raises ConfigError when a port that was asked for is taken or the store cannot be used, and
-    what `load` raises.
+    `validation` checks uploads; None: a process of its own. Raises ConfigError when a port that
+    was asked for is taken or the store cannot be used, and what `load` raises.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
@@ -136,7 +156,12 @@ async def run_server(
         metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
         store = open_store(config.store, stack)
         engine = await asyncio.to_thread(load, config.model, config.engine)
-        server = _build(config, engine, metrics, listener, (port, metrics_port), store, stack)
+        if validation is None:
+            validation = ValidationProcess(metrics.count_validation_failure)
+            stack.callback(validation.close)
+        server = _build(
+            config, engine, metrics, listener, (port, metrics_port), store, validation, stack
+        )
         await _start(server, stack)
         yield server
 
@@ -159,6 +184,7 @@ def _build(
     listener: Listener,
     ports: tuple[int, int],
     store: LocalStore,
+    validation: ValidationProcess,
     stack: AsyncExitStack,
 ) -> RunningServer:
     limits = config.adapters.limits()
@@ -186,6 +212,8 @@ def _build(
         limits,
         fits=engine.bank.fits,
         prove=self_test.prove,
+        validate=validation.validate,
+        prepare=validation.warm,
     )
     stack.callback(uploads.close)
     router = OutputRouter(asyncio.get_running_loop())
@@ -258,9 +286,10 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
             stall_timeout=config.stall_timeout,
         ),
     )
+    stack.push_async_callback(server.let_uploads_go)
     stack.push_async_callback(server.listener.stop, _STOP_GRACE_SECONDS)
-    watching = asyncio.create_task(server.watch())
-    stack.callback(watching.cancel)
+    for duty in (server.watch(), server.sweep()):
+        stack.callback(asyncio.create_task(duty).cancel)
     await server.listener.set_serving(True)
 
 

@@ -34,7 +34,6 @@ from polygraft.client import (
 from polygraft.client.options import write_score
 from polygraft.client.retry import NO_RETRY
 from polygraft.client.upload import UploadSource, find_adapter
-from polygraft.protos import adapters_pb2
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +365,7 @@ def test_a_chunked_file_is_whole_again(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 12_000)
     source = UploadSource.open(folder)
-    messages = list(source.messages(adapters_pb2.UploadHeader(adapter_name="x"), None))
+    messages = list(source.messages(source.header("x"), {}))
     received: dict[int, bytes] = {}
     for message in messages[1:]:
         chunk = message.chunk

@@ -13,7 +13,8 @@ from polygraft.adapters.manifest import canonical_json, check_base
 from polygraft.adapters.names import LIVE
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.adapters.residency import Residency, Tier
-from polygraft.adapters.uploads import FileDeclaration, PublishedUpload, UploadHeader
+from polygraft.adapters.upload import PublishedUpload, UploadState, UploadStatus
+from polygraft.adapters.upload_header import FileDeclaration, UploadHeader
 from polygraft.protos import adapters_pb2 as pb
 
 _KINDS = {
@@ -28,6 +29,13 @@ _TIERS = {
     Tier.DEVICE: pb.TIER_DEVICE,
     Tier.FAILED: pb.TIER_FAILED,
 }
+_STATES = {
+    UploadState.RECEIVING: pb.UPLOAD_STATE_RECEIVING,
+    UploadState.VALIDATING: pb.UPLOAD_STATE_VALIDATING,
+    UploadState.PUBLISHED: pb.UPLOAD_STATE_PUBLISHED,
+    UploadState.REJECTED: pb.UPLOAD_STATE_REJECTED,
+    UploadState.EXPIRED: pb.UPLOAD_STATE_EXPIRED,
+}
 
 
 def read_header(message: pb.UploadHeader) -> UploadHeader:
@@ -38,6 +46,7 @@ def read_header(message: pb.UploadHeader) -> UploadHeader:
         alias=message.alias or None,
         allow_unverified_base=message.allow_unverified_base,
         allow_no_effect=message.allow_no_effect,
+        upload_id=message.upload_id,
     )
 
 
@@ -108,6 +117,31 @@ class AdapterWriter:
         message = self.adapter(record.adapter_name, record)
         message.version.manifest_json = canonical_json(record.manifest).decode()
         return message
+
+    def download_header(self, record: VersionRecord) -> pb.DownloadHeader:
+        """What a download of the version begins with."""
+        version = self.version(record)
+        version.manifest_json = canonical_json(record.manifest).decode()
+        files = [
+            pb.FileDeclaration(name=file.name, size_bytes=file.size, sha256=file.sha256)
+            for file in record.manifest.files
+        ]
+        return pb.DownloadHeader(version=version, files=files)
+
+    def upload(self, status: UploadStatus) -> pb.Upload:
+        """How far an upload has come."""
+        header, published = status.header, status.published
+        return pb.Upload(
+            upload_id=header.id(),
+            adapter_name=header.name,
+            state=_STATES[status.state],
+            files=[
+                pb.FileProgress(name=f.name, size_bytes=f.size, persisted_size_bytes=persisted)
+                for f, persisted in zip(header.files, status.persisted, strict=True)
+            ],
+            version=self.version(published.record) if published else None,
+            rejection_reason=status.refusal.code if status.refusal else "",
+        )
 
     def published(self, upload: PublishedUpload) -> pb.UploadAdapterResponse:
         """The outcome of an upload."""

@@ -23,6 +23,7 @@ from polygraft.protos import adapters_pb2 as pb
 from polygraft.protos import adapters_pb2_grpc
 from polygraft.server.grpc.adapter_messages import AdapterWriter, write_alias
 from polygraft.server.grpc.boundary import Context, deadline_of
+from polygraft.server.grpc.download import DownloadSender
 from polygraft.server.grpc.paging import page_of
 from polygraft.server.grpc.threads import in_thread
 from polygraft.server.grpc.upload import UploadReceiver
@@ -33,7 +34,8 @@ MAX_WAIT_SECONDS = 300.0
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     """Handlers of polygraft.v1.AdapterService.
 
-    `executor` runs what reads and writes, `waiting` what waits for a load or for references.
+    `executor` runs what reads and writes, `waiting` what waits for a load or for references,
+    `uploading` what reads or writes whole files.
     """
 
     def __init__(
@@ -53,13 +55,26 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._executor = executor
         self._waiting = waiting
         self._writer = AdapterWriter(registry, residency, base)
-        self._uploads = UploadReceiver(uploads, uploading, stall_timeout=stall_timeout)
+        self._uploads = uploads
+        self._receiver = UploadReceiver(uploads, uploading, stall_timeout=stall_timeout)
+        self._sender = DownloadSender(
+            registry, self._writer, uploading, stall_timeout=stall_timeout
+        )
 
     async def UploadAdapter(
         self, requests: AsyncIterator[pb.UploadAdapterRequest], context: Context
     ) -> pb.UploadAdapterResponse:
         """Publish a version."""
-        return self._writer.published(await self._uploads.receive(requests))
+        return self._writer.published(await self._receiver.receive(requests))
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.Upload:
+        """How far an upload has come."""
+        status = await in_thread(self._executor, self._uploads.status, request.upload_id)
+        return self._writer.upload(status)
+
+    async def DownloadAdapter(self, request: pb.DownloadAdapterRequest, context: Context) -> None:
+        """The files of a version."""
+        await self._sender.send(self._resolve(request.adapter), context)
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
         """An adapter with the version that the reference names."""

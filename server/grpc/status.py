@@ -28,7 +28,9 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
+    UploadConflict,
     UploadCorrupt,
+    UploadOutOfRange,
 )
 from polygraft.server.outputs import SlowReader
 
@@ -43,6 +45,8 @@ ERROR_TO_CODE: tuple[tuple[type[PolygraftError], grpc.StatusCode], ...] = (
     (AdapterIncompatible, grpc.StatusCode.FAILED_PRECONDITION),
     (AdapterInUse, grpc.StatusCode.FAILED_PRECONDITION),
     (AliasConflict, grpc.StatusCode.ABORTED),
+    (UploadConflict, grpc.StatusCode.ALREADY_EXISTS),
+    (UploadOutOfRange, grpc.StatusCode.OUT_OF_RANGE),
     (UploadCorrupt, grpc.StatusCode.DATA_LOSS),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (SlowReader, grpc.StatusCode.RESOURCE_EXHAUSTED),

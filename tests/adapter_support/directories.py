@@ -123,9 +123,16 @@ def push(uploads: Uploads, directory: Path, name: str, **options: Any) -> Publis
     """Uploads a directory in small chunks, as a client would."""
     options.setdefault("allow_unverified_base", True)
     files = find_files(directory)
-    upload = uploads.begin(header_of(files, name, **options))
-    for index, path in enumerate(files.values()):
-        data = path.read_bytes()
-        for offset in range(0, len(data), 1000):
-            upload.write(index, offset, data[offset : offset + 1000])
-    return upload.finish()
+    header = header_of(files, name, **options)
+    known = uploads.published(header)
+    if known is not None:
+        return known
+    upload = uploads.begin(header)
+    try:
+        for index, path in enumerate(files.values()):
+            data = path.read_bytes()
+            for offset in range(0, len(data), 1000):
+                upload.write(index, offset, data[offset : offset + 1000])
+        return upload.finish()
+    finally:
+        uploads.end(upload)

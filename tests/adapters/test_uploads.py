@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from adapter_support.directories import (
     write_adapter,
 )
 
+from polygraft.adapters.chunks import crc32c
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     AdapterInvalid,
@@ -33,6 +34,7 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     UploadCorrupt,
+    UploadOutOfRange,
 )
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
@@ -46,10 +48,18 @@ from polygraft.adapters.manifest import (
 )
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.store import LocalStore
+from polygraft.adapters.upload import Upload, UploadState
 from polygraft.adapters.uploads import FileDeclaration, UploadHeader, Uploads
 from polygraft.adapters.weights import read_adapter
 
-LIMITS = AdapterLimits(max_bytes=1 << 20, max_uploads=3, max_files=4)
+LIMITS = AdapterLimits(
+    max_bytes=1 << 20,
+    max_uploads=3,
+    max_namespace_uploads=2,
+    max_files=4,
+    max_staged_bytes=3 << 20,
+    max_namespace_staged_bytes=2 << 20,
+)
 
 
 @pytest.fixture
@@ -61,9 +71,10 @@ def registry(tmp_path: Path) -> Registry:
 def uploads(tmp_path: Path, registry: Registry) -> Iterator[Uploads]:
     made = Uploads(tmp_path / "staging", registry, small_geometry(), LIMITS)
     yield made
-    assert made.staging_files() == 0  # however the test ended
+    assert made.num_running() == 0  # however the test ended
+    is_empty = made.staging_files() == 0
     made.close()
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert is_empty == (list((tmp_path / "staging").iterdir()) == [])
 
 
 def trained(directory: Path, content: int = 4, **base: Any) -> Path:
@@ -279,121 +290,153 @@ def test_file_names_other_than_an_adapters_are_refused(name: str, uploads: Uploa
         uploads.begin(header)
 
 
-def begin(uploads: Uploads, directory: Path, **changes: Any) -> tuple[Any, list[bytes]]:
+@contextmanager
+def begun(
+    uploads: Uploads, directory: Path, **changes: Any
+) -> Iterator[tuple[Upload, list[bytes]]]:
+    """An upload of a directory, and the bytes of its files."""
     files = find_files(directory)
     header = dataclasses.replace(header_of(files, "sum", allow_unverified_base=True), **changes)
-    return uploads.begin(header), [path.read_bytes() for path in files.values()]
+    upload = uploads.begin(header)
+    try:
+        yield upload, [path.read_bytes() for path in files.values()]
+    finally:
+        uploads.end(upload)
 
 
 def test_truncated_long_and_wrong_bytes_are_never_published(
     uploads: Uploads, registry: Registry, tmp_path: Path
 ) -> None:
     directory = write_adapter(tmp_path / "a")
-    upload, (config, weights) = begin(uploads, directory)
-    upload.write(0, 0, config)
-    upload.write(1, 0, weights[:-1])
-    with pytest.raises(UploadCorrupt, match=r"adapter_model\.safetensors: \d+ of the declared"):
-        upload.finish()
-
-    upload, _ = begin(uploads, directory)
-    upload.write(0, 0, config)
-    with pytest.raises(UploadCorrupt, match="more bytes than the declared"):
-        upload.write(0, len(config), b"x")
-
-    upload, _ = begin(uploads, directory)
-    upload.write(0, 0, config)
-    upload.write(1, 0, weights[:-1] + b"\xff")
-    with pytest.raises(UploadCorrupt, match="the bytes have sha256"):
-        upload.finish()
+    with begun(uploads, directory) as (upload, (config, weights)):
+        upload.write(0, 0, config)
+        upload.write(1, 0, weights[:-1])
+        with pytest.raises(UploadCorrupt, match=r"adapter_model\.safetensors: \d+ of the declared"):
+            upload.finish()
+        assert upload.state is UploadState.RECEIVING
+        with pytest.raises(UploadCorrupt, match="more bytes than the declared"):
+            upload.write(0, len(config), b"x")
+        upload.write(1, len(weights) - 1, b"\xff")
+        with pytest.raises(UploadCorrupt, match="the bytes have sha256"):
+            upload.finish()
+        assert upload.state is UploadState.REJECTED
     assert uploads.staging_files() == 0
     assert registry.names() == []
+    push(uploads, directory, "sum")  # a rejected header may begin again
 
 
-def test_bytes_must_come_in_order(uploads: Uploads, tmp_path: Path) -> None:
-    upload, (config, _) = begin(uploads, write_adapter(tmp_path / "a"))
-    upload.write(0, 0, config[:5])
-    with pytest.raises(InvalidRequest, match=r"offset 3 is not where the file stands \(5\)") as e:
-        upload.write(0, 3, config[3:])
-    assert (e.value.code, e.value.metadata) == ("OUT_OF_RANGE", {"offset": "5"})
-    with pytest.raises(InvalidRequest, match="has ended"):
-        upload.write(0, 5, config[5:])
-    upload, _ = begin(uploads, tmp_path / "a")
-    with pytest.raises(InvalidRequest, match="no file 2"):
-        upload.write(2, 0, b"x")
+def test_bytes_must_come_without_gaps(uploads: Uploads, tmp_path: Path) -> None:
+    with begun(uploads, write_adapter(tmp_path / "a")) as (upload, (config, weights)):
+        upload.write(0, 0, config[:5])
+        with pytest.raises(UploadOutOfRange, match=r"offset 6 is not where .* \(5\)") as caught:
+            upload.write(0, 6, config[6:])
+        assert caught.value.metadata == {"offset": "5"}
+        with pytest.raises(UploadOutOfRange):
+            upload.write(0, -1, config[:1])
+        with pytest.raises(InvalidRequest, match="no file 2"):
+            upload.write(2, 0, b"x")
+        upload.write(0, 0, config)  # what is known is compared, the rest appended
+        upload.write(1, 0, weights)
+        assert upload.finish().record.number == 1
+
+
+def test_a_chunk_that_repeats_bytes_must_repeat_them_exactly(
+    uploads: Uploads, tmp_path: Path
+) -> None:
+    with begun(uploads, write_adapter(tmp_path / "a")) as (upload, (config, weights)):
+        upload.write(0, 0, config[:100])
+        for offset, data in ((0, b"?"), (50, config[50:99] + b"?"), (90, b"?" * 20)):
+            with pytest.raises(UploadCorrupt, match=f"the chunk at {offset} differs") as caught:
+                upload.write(0, offset, data)
+            assert caught.value.code == "CHUNK_CORRUPT"
+        for offset in (0, 99, 100):
+            assert upload.write(0, offset, config[offset:100])
+        upload.write(0, 100, config[100:])
+        upload.write(1, 0, weights)
+        upload.finish()
+
+
+def test_a_chunk_with_a_wrong_crc_is_not_kept(uploads: Uploads, tmp_path: Path) -> None:
+    with begun(uploads, write_adapter(tmp_path / "a")) as (upload, (config, weights)):
+        with pytest.raises(UploadCorrupt, match="has crc32c") as caught:
+            upload.write(0, 0, config, crc32c(config) ^ 1)
+        assert caught.value.code == "CHUNK_CORRUPT"
+        assert uploads.status(upload.header.id()).persisted == (0, 0)
+        upload.write(0, 0, config, crc32c(config))
+        upload.write(1, 0, weights, crc32c(weights))
+        upload.finish()
 
 
 def test_files_may_be_interleaved(uploads: Uploads, tmp_path: Path) -> None:
-    upload, parts = begin(uploads, write_adapter(tmp_path / "a"))
-    for offset in range(0, max(map(len, parts)), 100):
-        for index, data in enumerate(parts):
-            if offset < len(data):
-                upload.write(index, offset, data[offset : offset + 100])
-    assert upload.finish().record.number == 1
+    with begun(uploads, write_adapter(tmp_path / "a")) as (upload, parts):
+        for offset in range(0, max(map(len, parts)), 100):
+            for index, data in enumerate(parts):
+                if offset < len(data):
+                    upload.write(index, offset, data[offset : offset + 100])
+        assert upload.finish().record.number == 1
 
 
-def test_abort_removes_what_was_staged_at_any_time(uploads: Uploads, tmp_path: Path) -> None:
-    upload, (config, _) = begin(uploads, write_adapter(tmp_path / "a"))
-    upload.write(0, 0, config)
-    assert uploads.staging_files() == 2
-    upload.abort()
-    upload.abort()
-    assert uploads.staging_files() == 0
-    with pytest.raises(InvalidRequest, match="has ended"):
-        upload.write(0, len(config), b"")
-    with pytest.raises(InvalidRequest, match="has ended"):
-        upload.finish()
-
-
-def test_an_abort_during_validation_keeps_it_from_being_published(
+def test_one_of_two_clients_that_finish_at_once_publishes_for_both(
     uploads: Uploads, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload, parts = begin(uploads, write_adapter(tmp_path / "a"))
-    for index, data in enumerate(parts):
-        upload.write(index, 0, data)
-    validating, may_go_on = threading.Event(), threading.Event()
+    validated = []
     real = uploads._validate
 
-    def slowly(*arguments: Any) -> Any:
-        validating.set()
-        assert may_go_on.wait(5)
+    def counted(*arguments: Any) -> Any:
+        validated.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(uploads, "_validate", slowly)
-    errors: list[Exception] = []
-
-    def finish() -> None:
-        try:
-            upload.finish()
-        except PolygraftError as error:
-            errors.append(error)
-
-    finisher = threading.Thread(target=finish)
-    finisher.start()
-    assert validating.wait(5)
-    aborter = threading.Thread(target=upload.abort)
-    aborter.start()
-    while not upload._aborted:
-        pass
-    may_go_on.set()
-    finisher.join()
-    aborter.join()
-    assert "was aborted" in str(errors[0])
-    assert registry.names() == []
-
-
-def test_uploads_at_once_are_limited(uploads: Uploads, tmp_path: Path) -> None:
+    monkeypatch.setattr(uploads, "_validate", counted)
     directory = write_adapter(tmp_path / "a")
-    running = [begin(uploads, directory)[0] for _ in range(3)]
-    with pytest.raises(Overloaded, match="3 uploads are running") as caught:
-        begin(uploads, directory)
-    assert caught.value.code == "TOO_MANY_UPLOADS"
-    for upload in running:
-        upload.abort()
-    push(uploads, directory, "sum")
+    with begun(uploads, directory) as (one, parts), begun(uploads, directory) as (two, _):
+        for index, data in enumerate(parts):
+            one.write(index, 0, data[:300])
+            two.write(index, 0, data[:500])
+            one.write(index, 300, data[300:])
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = [pool.submit(upload.finish) for upload in (one, two)]
+        assert outcomes[0].result() is outcomes[1].result()
+        assert not two.write(0, 0, b"anything")  # nobody needs it any more
+    assert validated == [1]
+    assert registry.names() == ["sum"]
+
+
+def test_uploads_at_once_are_limited_in_all_and_by_namespace(
+    uploads: Uploads, tmp_path: Path
+) -> None:
+    directory = write_adapter(tmp_path / "a")
+
+    def refused(name: str) -> Overloaded:
+        with pytest.raises(Overloaded) as caught:
+            push(uploads, directory, name)
+        assert caught.value.code == "TOO_MANY_UPLOADS"
+        return caught.value
+
+    with begun(uploads, directory, name="x/a"), begun(uploads, directory, name="x/b"):
+        assert "2 uploads are running in namespace 'x'" in str(refused("x/c"))
+        with begun(uploads, directory, name="sum"):
+            assert "3 uploads are running on this server" in str(refused("y/c"))
     for _ in range(5):  # a failed begin gives its place back
-        with pytest.raises(PolygraftError):
+        with pytest.raises(InvalidRequest):
             uploads.begin(UploadHeader("..", GOOD))
     push(uploads, directory, "sum")
+
+
+def test_staged_bytes_are_limited_in_all_and_by_namespace(uploads: Uploads, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "a")
+    for name in ("x/a", "x/b", "sum"):  # each counts as 1 MiB
+        with begun(uploads, directory, name=name):
+            pass
+    for name in ("x/c", "y/a"):
+        with (
+            pytest.raises(Overloaded, match="bytes of unfinished uploads") as caught,
+            begun(uploads, directory, name=name),
+        ):
+            pass
+        assert caught.value.code == "STAGING_FULL"
+    push(uploads, directory, "sum")  # it is there already and makes room
+    with begun(uploads, directory, name="y/a"):
+        pass
 
 
 def test_a_full_disk_is_met_at_the_header(
@@ -406,7 +449,7 @@ def test_a_full_disk_is_met_at_the_header(
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(Overloaded) as caught:
-            begin(uploads, directory)
+            push(uploads, directory, "sum")
     assert caught.value.code == "STORAGE_FULL"
     assert uploads.staging_files() == 0
     push(uploads, directory, "sum")
@@ -427,34 +470,3 @@ def test_side_files_must_be_what_their_names_say(uploads: Uploads, tmp_path: Pat
     published = push(uploads, directory, "sum")
     names = [file.name for file in published.record.manifest.files]
     assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"]
-
-
-def leave_staging_behind(root: Path, directory: Path) -> None:
-    """What a server does that is killed during an upload."""
-    uploads = Uploads(root, Registry(LocalStore(root.parent / "s")), small_geometry(), LIMITS)
-    begin(uploads, directory)
-    os._exit(9)
-
-
-def test_staging_of_a_killed_server_is_swept_and_that_of_a_living_one_kept(
-    registry: Registry, tmp_path: Path
-) -> None:
-    root, directory = tmp_path / "shared", write_adapter(tmp_path / "a")
-    process = multiprocessing.get_context("fork").Process(
-        target=leave_staging_behind, args=(root, directory)
-    )
-    process.start()
-    process.join()
-    assert len(list(root.rglob("*.part"))) == 2
-    living = Uploads(root, registry, small_geometry(), LIMITS)
-    upload, parts = begin(living, directory)
-    assert len(list(root.rglob("*.part"))) == 2  # its own
-    next_one = Uploads(root, registry, small_geometry(), LIMITS)
-    assert living.staging_files() == 2
-    assert next_one.staging_files() == 0
-    for index, data in enumerate(parts):
-        upload.write(index, 0, data)
-    upload.finish()
-    living.close()
-    next_one.close()
-    assert list(root.iterdir()) == []

@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from polygraft.adapters.chunks import crc32c
 from polygraft.client import PolygraftError
 from polygraft.protos import adapters_pb2 as pb
 from polygraft.protos import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -69,7 +70,7 @@ def upload(
     yield pb.UploadAdapterRequest(header=header)
     for index, (file, data) in enumerate(renamed.items()):
         sent = tamper(data) if file == WEIGHTS else data
-        chunk = pb.UploadChunk(file_index=index, offset_bytes=0, data=sent)
+        chunk = pb.FileChunk(file_index=index, offset_bytes=0, data=sent, crc32c=crc32c(sent))
         yield pb.UploadAdapterRequest(chunk=chunk)
 
 
@@ -164,7 +165,7 @@ async def test_bytes_that_are_not_those_declared(served: Served, stubs: Stubs) -
     for tamper in tampered:
         code, reason, _ = await refusal(stubs[1].UploadAdapter(upload(directory, tamper=tamper)))
         assert code is grpc.StatusCode.DATA_LOSS
-        assert reason == "UPLOAD_CORRUPT"
+        assert reason in ("UPLOAD_CORRUPT", "UPLOAD_INCOMPLETE")
     await still_serves(served)
 
 
@@ -286,6 +287,6 @@ async def still_serves(served: Served) -> None:
     """A good request is answered, and nothing of the bad one is left."""
     answer = await served.client.generate("hello", max_output_tokens=2, ignore_eos=True)
     assert answer.usage.output_tokens == 2
-    assert served.server.uploads.staging_files() == 0
+    assert served.server.uploads.num_running() == 0
     with pytest.raises(PolygraftError):
         await served.client.get_adapter("bad")

@@ -22,7 +22,10 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
+    UploadConflict,
     UploadCorrupt,
+    UploadNotFound,
+    UploadOutOfRange,
 )
 from polygraft.protos import generation_pb2 as pb
 from polygraft.server.grpc.status import status_of
@@ -41,6 +44,13 @@ TABLE = [
     (AdapterIncompatible("base."), Code.FAILED_PRECONDITION, "ADAPTER_INCOMPATIBLE"),
     (AdapterInUse("used."), Code.FAILED_PRECONDITION, "ADAPTER_IN_USE"),
     (AliasConflict("moved.", metadata={"generation": "3"}), Code.ABORTED, "ALIAS_CONFLICT"),
+    (UploadNotFound("none."), Code.NOT_FOUND, "UPLOAD_NOT_FOUND"),
+    (UploadConflict("other."), Code.ALREADY_EXISTS, "UPLOAD_CONFLICT"),
+    (
+        UploadOutOfRange("gap.", metadata={"offset": "7"}),
+        Code.OUT_OF_RANGE,
+        "OUT_OF_RANGE",
+    ),
     (UploadCorrupt("sha256."), Code.DATA_LOSS, "UPLOAD_CORRUPT"),
     (Overloaded("full."), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     (SlowReader("slow."), Code.RESOURCE_EXHAUSTED, "SLOW_READER"),

@@ -23,13 +23,16 @@ class SlowUploads:
         self.proceed = threading.Event()
         self.num_open = 0
 
+    def published(self, header: object) -> None:
+        return None
+
     def begin(self, header: object) -> SlowUploads:
         self.entered.set()
         self.proceed.wait(10)
         self.num_open += 1
         return self
 
-    def abort(self) -> None:
+    def end(self, upload: SlowUploads) -> None:
         self.num_open -= 1
 
 

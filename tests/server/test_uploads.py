@@ -16,6 +16,7 @@ from adapter_support.directories import lora_config, lora_tensors, write_adapter
 from peft import PrefixTuningConfig
 from server_support.service import DSUM_RECIPE, Service, manifest_of, running_service, until_idle
 
+from polygraft.adapters.chunks import crc32c
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     AdapterInvalid,
@@ -24,6 +25,7 @@ from polygraft.adapters.errors import (
     InvalidRequest,
     PolygraftError,
     UploadCorrupt,
+    UploadOutOfRange,
 )
 from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, find_files
 from polygraft.adapters.manifest import canonical_json
@@ -50,7 +52,12 @@ def messages(
         ],
     )
     chunks = [
-        pb.UploadChunk(file_index=index, offset_bytes=at, data=data[at : at + chunk])
+        pb.FileChunk(
+            file_index=index,
+            offset_bytes=at,
+            data=data[at : at + chunk],
+            crc32c=crc32c(data[at : at + chunk]),
+        )
         for index, (_, data) in enumerate(files)
         for at in range(0, len(data), chunk)
     ]
@@ -189,6 +196,17 @@ def flipped_bit(sent: list[Message]) -> list[Message]:
     return sent
 
 
+def sealed_flip(sent: list[Message]) -> list[Message]:
+    chunk = flipped_bit(sent)[1].chunk
+    chunk.crc32c = crc32c(chunk.data)
+    return sent
+
+
+def no_crc(sent: list[Message]) -> list[Message]:
+    sent[1].chunk.ClearField("crc32c")
+    return sent
+
+
 def second_header(sent: list[Message]) -> list[Message]:
     return [sent[0], sent[0], *sent[1:]]
 
@@ -207,8 +225,10 @@ SPOILED: list[tuple[str, Spoil, type[PolygraftError]]] = [
     ("wrong sha256", wrong_sha, UploadCorrupt),
     ("truncated", lambda sent: sent[:-1], UploadCorrupt),
     ("flipped bit", flipped_bit, UploadCorrupt),
-    ("chunk lost", lambda sent: [*sent[:2], *sent[3:]], PolygraftError),
-    ("too long", lambda sent: [*sent, sent[-1]], PolygraftError),
+    ("flipped before it was sealed", sealed_flip, UploadCorrupt),
+    ("no crc", no_crc, InvalidRequest),
+    ("last chunk of a file lost", lambda sent: [*sent[:2], *sent[3:]], UploadCorrupt),
+    ("chunk lost", lambda sent: [sent[0], *sent[2:]], UploadOutOfRange),
     ("no header", lambda sent: sent[1:], InvalidRequest),
     ("nothing", lambda sent: [], InvalidRequest),
     ("empty message", lambda sent: [Message()], InvalidRequest),
@@ -226,7 +246,7 @@ SPOILED: list[tuple[str, Spoil, type[PolygraftError]]] = [
 
 
 @pytest.mark.parametrize(("what", "spoil", "error"), SPOILED, ids=[row[0] for row in SPOILED])
-async def test_a_spoiled_upload_is_refused_and_leaves_nothing(
+async def test_a_spoiled_upload_is_refused_and_harms_nobody(
     service: Service, tmp_path: Path, what: str, spoil: Spoil, error: type[PolygraftError]
 ) -> None:
     sent = messages(contents(write_adapter(tmp_path / "a")))
@@ -274,7 +294,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(service: Service, tmp_path:
 
     async with grpc.aio.insecure_channel(service.address) as channel:
         call: Any = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(half())
-        while not service.server.ledger()["staging_files"]:
+        while not service.server.ledger()["running_uploads"]:
             await asyncio.sleep(0.005)
         call.cancel()
         await until_idle(service.server)
@@ -318,7 +338,7 @@ async def test_uploads_beyond_the_limit_are_told_to_come_back(tmp_path: Path) ->
             call: Any = channel.stream_unary(PATH, request_serializer=Message.SerializeToString)(
                 slow()
             )
-            while not service.server.ledger()["staging_files"]:
+            while not service.server.ledger()["running_uploads"]:
                 await asyncio.sleep(0.005)
             with pytest.raises(PolygraftError) as caught:
                 await service.client.upload_adapter(

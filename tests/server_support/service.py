@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from polygraft.adapters.files import find_files, hash_file
 from polygraft.adapters.manifest import FileRecord, Manifest
 from polygraft.adapters.registry import VersionRecord
+from polygraft.adapters.validation_process import ValidationProcess
 from polygraft.client import AsyncClient
 from polygraft.client.retry import NO_RETRY
 from polygraft.server.config import ServerConfig
@@ -57,14 +60,23 @@ class Service:
         return publish(self.server, name, folder, recipe=recipe, seed=seed)
 
 
+@cache
+def shared_validation() -> ValidationProcess:
+    """One process for all servers of a test run: starting it takes longer than most tests."""
+    process = ValidationProcess()
+    atexit.register(process.close)
+    return process
+
+
 @asynccontextmanager
 async def running_service(
     store: Path, *, engine: FakeEngine | None = None, **settings: Any
 ) -> AsyncIterator[Service]:
     """A service on this loop. At the end nothing of any request may be left."""
     engine = engine or FakeEngine()
-    config = ServerConfig(store=store, port=0, metrics_port=0, **settings)
-    async with run_server(config, load=cast(Any, engine.load)) as server:
+    config = ServerConfig(**{"store": store, "port": 0, "metrics_port": 0, **settings})
+    load, validation = cast(Any, engine.load), shared_validation()
+    async with run_server(config, load=load, validation=validation) as server:
         async with AsyncClient(f"127.0.0.1:{server.port}", timeout=10, retry=NO_RETRY) as client:
             yield Service(server, engine, client)
         await until_idle(server)

@@ -29,7 +29,10 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
+    UploadConflict,
     UploadCorrupt,
+    UploadNotFound,
+    UploadOutOfRange,
 )
 from polygraft.client.aio import AsyncClient, AsyncStream
 from polygraft.client.answers import (
@@ -44,7 +47,7 @@ from polygraft.client.answers import (
     Usage,
 )
 from polygraft.client.options import GenerateOptions, ScoreItem
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload
+from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload, UploadStatus
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.sync import Client, Stream
 
@@ -83,6 +86,10 @@ __all__ = [
     "TopToken",
     "Unavailable",
     "Upload",
+    "UploadConflict",
     "UploadCorrupt",
+    "UploadNotFound",
+    "UploadOutOfRange",
+    "UploadStatus",
     "Usage",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from polygraft.adapters.errors import PolygraftError
+from polygraft.adapters.errors import PolygraftError, UploadNotFound
 from polygraft.client import calls
 from polygraft.client.answers import Generation, GenerationBuilder, Piece
 from polygraft.client.calls import Call
@@ -23,9 +23,11 @@ from polygraft.client.channel import (
     UNARY_SECONDS,
     UPLOAD_SECONDS,
 )
+from polygraft.client.download import Download
 from polygraft.client.failure import error_of
 from polygraft.client.options import GenerateOptions, write_generate
 from polygraft.client.results import Adapter, AdapterVersion, Upload
+from polygraft.client.resume import Resumption
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
 from polygraft.protos import adapters_pb2, generation_pb2
@@ -84,6 +86,7 @@ class AsyncClient:
     detokenize = _awaited(calls.detokenize)
     model = _awaited(calls.model)
     get_adapter = _awaited(calls.get_adapter)
+    get_upload = _awaited(calls.get_upload)
     delete_adapter = _awaited(calls.delete_adapter)
     delete_version = _awaited(calls.delete_version)
     move_alias = _awaited(calls.move_alias)
@@ -106,21 +109,84 @@ class AsyncClient:
         progress: Progress | None = None,
         timeout: float = UPLOAD_SECONDS,
     ) -> Upload:
-        """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it."""
-        header = adapters_pb2.UploadHeader(
-            adapter_name=name,
+        """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it.
+
+        A broken connection or a server that restarts is waited out, and only what it lacks is sent
+        again; so does another call with the same arguments, also by another process.
+        """
+        opened = await asyncio.to_thread(UploadSource.open, source)
+        header = opened.header(
+            name,
             alias=alias,
             allow_unverified_base=allow_unverified_base,
             allow_no_effect=allow_no_effect,
         )
+        deadline, resumption = time.monotonic() + timeout, Resumption(self._retry)
+        while True:
+            try:
+                persisted = await self._persisted(header.upload_id, deadline)
+                resumption.reached(persisted)
+                messages = opened.messages(header, persisted, progress)
+                return Upload.read(await self._send(messages, deadline))
+            except PolygraftError as error:
+                wait = resumption.wait_after(error)
+                if wait is None or time.monotonic() + wait >= deadline:
+                    raise
+            await asyncio.sleep(wait)
+
+    async def _persisted(self, upload_id: str, deadline: float) -> dict[str, int]:
+        """Bytes of an upload that the server has, by file."""
+        timeout = min(self._timeout, deadline - time.monotonic())
+        try:
+            return await self._once(calls.persisted(upload_id, timeout), timeout)
+        except UploadNotFound:
+            return {}
+
+    async def _send(self, messages: Iterator[Any], deadline: float) -> Any:
         method = self._channel.stream_unary(
             calls.path_of("UploadAdapter"),
             request_serializer=adapters_pb2.UploadAdapterRequest.SerializeToString,
             response_deserializer=calls.parser_of("UploadAdapter"),
         )
-        opened = await asyncio.to_thread(UploadSource.open, source)
-        messages = opened.messages(header, progress)
-        return Upload.read(await self._finish(method(messages, timeout=timeout)))
+        timeout = deadline - time.monotonic()
+        return await self._finish(method(_off_the_loop(messages), timeout=timeout))
+
+    async def download_adapter(
+        self,
+        reference: str,
+        directory: str | Path,
+        *,
+        progress: Progress | None = None,
+        timeout: float = UPLOAD_SECONDS,
+    ) -> AdapterVersion:
+        """The files of a version, byte for byte, with its manifest, in a new directory."""
+        deadline, attempt = time.monotonic() + timeout, 0
+        while True:
+            attempt += 1
+            try:
+                return await self._download(reference, Path(directory), progress, deadline)
+            except PolygraftError as error:
+                await self._wait(attempt, error, deadline)
+
+    async def _download(
+        self, reference: str, directory: Path, progress: Progress | None, deadline: float
+    ) -> AdapterVersion:
+        method = self._channel.unary_stream(
+            calls.path_of("DownloadAdapter"),
+            request_serializer=adapters_pb2.DownloadAdapterRequest.SerializeToString,
+            response_deserializer=calls.parser_of("DownloadAdapter"),
+        )
+        request = adapters_pb2.DownloadAdapterRequest(adapter=reference)
+        call = method(request, timeout=deadline - time.monotonic())
+        with Download(directory, progress) as download:
+            try:
+                async for message in call:
+                    await asyncio.to_thread(download.add, message)
+            except grpc.aio.AioRpcError as error:
+                raise self._error(error) from None
+            finally:
+                call.cancel()
+            return await asyncio.to_thread(download.finish)
 
     async def list_adapters(self) -> list[Adapter]:
         """All adapters with their live versions, by name."""
@@ -132,20 +198,23 @@ class AsyncClient:
 
     async def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""
-        method: Any = self._channel.unary_unary(
-            calls.path_of(call.method),
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=calls.parser_of(call.method),
-        )
         deadline = time.monotonic() + (self._timeout if call.timeout is None else call.timeout)
         attempt = 0
         while True:
             attempt += 1
             try:
-                left = deadline - time.monotonic()
-                return call.read(await self._finish(method(call.request, timeout=left)))
+                return await self._once(call, deadline - time.monotonic())
             except PolygraftError as error:
                 await self._wait(attempt, error, deadline)
+
+    async def _once(self, call: Call[T], timeout: float) -> T:
+        """One attempt of a unary call."""
+        method: Any = self._channel.unary_unary(
+            calls.path_of(call.method),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=calls.parser_of(call.method),
+        )
+        return call.read(await self._finish(method(call.request, timeout=timeout)))
 
     async def _wait(self, attempt: int, error: PolygraftError, deadline: float) -> None:
         """Sleep before the next attempt, or raise `error`."""
@@ -174,6 +243,12 @@ class AsyncClient:
             more, token = await self._run(page(token))
             items += more
         return items
+
+
+async def _off_the_loop(messages: Iterator[T]) -> AsyncIterator[T]:
+    """The same messages; each is read and hashed in a thread."""
+    while (message := await asyncio.to_thread(next, messages, None)) is not None:
+        yield message
 
 
 class AsyncStream:

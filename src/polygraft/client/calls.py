@@ -26,7 +26,8 @@ from polygraft.client.options import (
     write_input,
     write_score,
 )
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model
+from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, UploadStatus
+from polygraft.client.resume import persisted_of
 from polygraft.protos import adapters_pb2, generation_pb2, model_pb2
 
 T = TypeVar("T")
@@ -192,3 +193,15 @@ def unload_adapter(reference: str, *, timeout: float | None = None) -> Call[Adap
     """Remove a version from device and host when its running requests have ended."""
     request = adapters_pb2.UnloadAdapterRequest(adapter=reference)
     return Call("UnloadAdapter", request, AdapterVersion.read, timeout)
+
+
+def persisted(upload_id: str, timeout: float) -> Call[dict[str, int]]:
+    """Bytes of each file that the server has of an upload."""
+    request = adapters_pb2.GetUploadRequest(upload_id=upload_id)
+    return Call("GetUpload", request, persisted_of, timeout)
+
+
+def get_upload(upload_id: str) -> Call[UploadStatus]:
+    """How far an upload has come; UploadNotFound when the server knows none of this id."""
+    request = adapters_pb2.GetUploadRequest(upload_id=upload_id)
+    return Call("GetUpload", request, UploadStatus.read)

@@ -17,7 +17,9 @@ from polygraft.adapters.errors import (
     Overloaded,
     PolygraftError,
     Unavailable,
+    UploadConflict,
     UploadCorrupt,
+    UploadOutOfRange,
 )
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -29,6 +31,8 @@ _CODE_TO_ERROR: dict[grpc.StatusCode, type[PolygraftError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: AdapterInvalid,
     grpc.StatusCode.ABORTED: AliasConflict,
+    grpc.StatusCode.ALREADY_EXISTS: UploadConflict,
+    grpc.StatusCode.OUT_OF_RANGE: UploadOutOfRange,
     grpc.StatusCode.DATA_LOSS: UploadCorrupt,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,

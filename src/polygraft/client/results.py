@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -159,6 +160,33 @@ class Upload:
             version=AdapterVersion.read(message.version),
             alias=Alias.read(message.alias) if message.HasField("alias") else None,
             warnings=tuple(message.warnings),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStatus:
+    """How far an upload has come. `state` is "receiving", "validating", "published", "rejected" or
+    "expired"; `persisted` are the bytes that the server has of each file."""
+
+    upload_id: str
+    adapter_name: str
+    state: str
+    persisted: Mapping[str, int]
+    version: AdapterVersion | None
+    rejection_reason: str
+
+    @classmethod
+    def read(cls, message: adapters_pb2.Upload) -> UploadStatus:
+        """From the wire."""
+        return cls(
+            upload_id=message.upload_id,
+            adapter_name=message.adapter_name,
+            state=adapters_pb2.UploadState.Name(message.state)
+            .removeprefix("UPLOAD_STATE_")
+            .lower(),
+            persisted={file.name: file.persisted_size_bytes for file in message.files},
+            version=AdapterVersion.read(message.version) if message.HasField("version") else None,
+            rejection_reason=message.rejection_reason,
         )
 
 

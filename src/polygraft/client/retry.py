@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polygraft.adapters.errors import Overloaded, PolygraftError, Unavailable
 
@@ -18,6 +18,13 @@ class RetryPolicy:
     attempts: int = 4
     first_wait: float = 0.1
     longest_wait: float = 2.0
+
+    def patient(self) -> RetryPolicy:
+        """For what has got somewhere already: it waits out a restart of the server, for about a
+        minute. A policy of one attempt stays one."""
+        if self.attempts == 1:
+            return self
+        return replace(self, attempts=4 * self.attempts, longest_wait=2.5 * self.longest_wait)
 
     def wait_after(self, attempt: int, error: PolygraftError) -> float | None:
         """Seconds to wait after failed attempt 1, 2, ...; None: do not try again."""

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 
-from polygraft.adapters.errors import PolygraftError
+from polygraft.adapters.errors import PolygraftError, UploadNotFound
 from polygraft.client import calls
 from polygraft.client.answers import Generation, GenerationBuilder, Piece
 from polygraft.client.calls import Call
@@ -21,9 +21,11 @@ from polygraft.client.channel import (
     UNARY_SECONDS,
     UPLOAD_SECONDS,
 )
+from polygraft.client.download import Download
 from polygraft.client.failure import error_of
 from polygraft.client.options import GenerateOptions, write_generate
 from polygraft.client.results import Adapter, AdapterVersion, Upload
+from polygraft.client.resume import Resumption
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
 from polygraft.protos import adapters_pb2, generation_pb2
@@ -83,6 +85,7 @@ class Client:
     detokenize = _blocking(calls.detokenize)
     model = _blocking(calls.model)
     get_adapter = _blocking(calls.get_adapter)
+    get_upload = _blocking(calls.get_upload)
     delete_adapter = _blocking(calls.delete_adapter)
     delete_version = _blocking(calls.delete_version)
     move_alias = _blocking(calls.move_alias)
@@ -105,20 +108,83 @@ class Client:
         progress: Progress | None = None,
         timeout: float = UPLOAD_SECONDS,
     ) -> Upload:
-        """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it."""
-        header = adapters_pb2.UploadHeader(
-            adapter_name=name,
+        """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it.
+
+        A broken connection or a server that restarts is waited out, and only what it lacks is sent
+        again; so does another call with the same arguments, also by another process.
+        """
+        opened = UploadSource.open(source)
+        header = opened.header(
+            name,
             alias=alias,
             allow_unverified_base=allow_unverified_base,
             allow_no_effect=allow_no_effect,
         )
+        deadline, resumption = time.monotonic() + timeout, Resumption(self._retry)
+        while True:
+            try:
+                persisted = self._persisted(header.upload_id, deadline)
+                resumption.reached(persisted)
+                messages = opened.messages(header, persisted, progress)
+                return Upload.read(self._send(messages, deadline))
+            except PolygraftError as error:
+                wait = resumption.wait_after(error)
+                if wait is None or time.monotonic() + wait >= deadline:
+                    raise
+            time.sleep(wait)
+
+    def _persisted(self, upload_id: str, deadline: float) -> dict[str, int]:
+        """Bytes of an upload that the server has, by file."""
+        timeout = min(self._timeout, deadline - time.monotonic())
+        try:
+            return self._once(calls.persisted(upload_id, timeout), timeout)
+        except UploadNotFound:
+            return {}
+
+    def _send(self, messages: Iterator[Any], deadline: float) -> Any:
         method = self._channel.stream_unary(
             calls.path_of("UploadAdapter"),
             request_serializer=adapters_pb2.UploadAdapterRequest.SerializeToString,
             response_deserializer=calls.parser_of("UploadAdapter"),
         )
-        messages = UploadSource.open(source).messages(header, progress)
-        return Upload.read(self._finish(method.future(messages, timeout=timeout)))
+        return self._finish(method.future(messages, timeout=deadline - time.monotonic()))
+
+    def download_adapter(
+        self,
+        reference: str,
+        directory: str | Path,
+        *,
+        progress: Progress | None = None,
+        timeout: float = UPLOAD_SECONDS,
+    ) -> AdapterVersion:
+        """The files of a version, byte for byte, with its manifest, in a new directory."""
+        deadline, attempt = time.monotonic() + timeout, 0
+        while True:
+            attempt += 1
+            try:
+                return self._download(reference, Path(directory), progress, deadline)
+            except PolygraftError as error:
+                self._wait(attempt, error, deadline)
+
+    def _download(
+        self, reference: str, directory: Path, progress: Progress | None, deadline: float
+    ) -> AdapterVersion:
+        method = self._channel.unary_stream(
+            calls.path_of("DownloadAdapter"),
+            request_serializer=adapters_pb2.DownloadAdapterRequest.SerializeToString,
+            response_deserializer=calls.parser_of("DownloadAdapter"),
+        )
+        request = adapters_pb2.DownloadAdapterRequest(adapter=reference)
+        call = method(request, timeout=deadline - time.monotonic())
+        with Download(directory, progress) as download:
+            try:
+                for message in call:
+                    download.add(message)
+            except grpc.RpcError:
+                raise self._error(call) from None
+            finally:
+                call.cancel()
+            return download.finish()
 
     def list_adapters(self) -> list[Adapter]:
         """All adapters with their live versions, by name."""
@@ -130,20 +196,23 @@ class Client:
 
     def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""
-        method: Any = self._channel.unary_unary(
-            calls.path_of(call.method),
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=calls.parser_of(call.method),
-        )
         deadline = time.monotonic() + (self._timeout if call.timeout is None else call.timeout)
         attempt = 0
         while True:
             attempt += 1
             try:
-                left = deadline - time.monotonic()
-                return call.read(self._finish(method.future(call.request, timeout=left)))
+                return self._once(call, deadline - time.monotonic())
             except PolygraftError as error:
                 self._wait(attempt, error, deadline)
+
+    def _once(self, call: Call[T], timeout: float) -> T:
+        """One attempt of a unary call."""
+        method: Any = self._channel.unary_unary(
+            calls.path_of(call.method),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=calls.parser_of(call.method),
+        )
+        return call.read(self._finish(method.future(call.request, timeout=timeout)))
 
     def _wait(self, attempt: int, error: PolygraftError, deadline: float) -> None:
         """Sleep before the next attempt, or raise `error`."""

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from polygraft.adapters.chunks import crc32c, read_chunks
 from polygraft.adapters.errors import AdapterInvalid
 from polygraft.adapters.files import MANIFEST_FILE, REQUIRED_FILES, check_complete, hash_file
+from polygraft.adapters.upload_header import FileDeclaration, UploadHeader
 from polygraft.protos import adapters_pb2 as pb
 
-CHUNK_BYTES = 1 << 20
-
 Progress = Callable[[int, int], None]
-"""Called with bytes sent and bytes in all, possibly from another thread."""
+"""Called with bytes sent and bytes in all, possibly from another thread. After a broken connection
+it may step back to what had arrived."""
 
 
 _SCHEMAS = "polygraft.adapter/"  # every version of the manifest's schema
@@ -40,18 +42,35 @@ class UploadSource:
         ]
         return cls(files, tuple(declarations))
 
+    def header(self, name: str, **options: Any) -> pb.UploadHeader:
+        """What is declared; its id is a digest of that, so that a retry has the same."""
+        header = pb.UploadHeader(adapter_name=name, files=self.declarations, **options)
+        header.upload_id = UploadHeader(
+            name=name,
+            files=tuple(FileDeclaration(f.name, f.size_bytes, f.sha256) for f in header.files),
+            alias=header.alias or None,
+            allow_unverified_base=header.allow_unverified_base,
+            allow_no_effect=header.allow_no_effect,
+        ).id()
+        return header
+
     def messages(
-        self, header: pb.UploadHeader, progress: Progress | None
+        self,
+        header: pb.UploadHeader,
+        persisted: Mapping[str, int],
+        progress: Progress | None = None,
     ) -> Iterator[pb.UploadAdapterRequest]:
-        """The header with this source's files, then their bytes."""
-        header.files.extend(self.declarations)
+        """The header, then the bytes that the server does not have. One chunk is in memory."""
         yield pb.UploadAdapterRequest(header=header)
         total = sum(declaration.size_bytes for declaration in self.declarations)
-        sent = 0
-        for index, declaration in enumerate(self.declarations):
-            for chunk in _chunks(index, self.files[declaration.name]):
+        sent = sum(persisted.values())
+        for index, file in enumerate(self.declarations):
+            for offset, data in read_chunks(self.files[file.name], persisted.get(file.name, 0)):
+                chunk = pb.FileChunk(
+                    file_index=index, offset_bytes=offset, data=data, crc32c=crc32c(data)
+                )
                 yield pb.UploadAdapterRequest(chunk=chunk)
-                sent += len(chunk.data)
+                sent += len(data)
                 if progress is not None:
                     progress(sent, total)
 
@@ -100,11 +119,3 @@ def _listed_in(manifest: Path) -> list[str]:
         return [str(file["name"]) for file in json.loads(manifest.read_bytes())["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterInvalid("is not a manifest of an adapter.", file=str(manifest)) from error
-
-
-def _chunks(index: int, path: Path) -> Iterator[pb.UploadChunk]:
-    offset = 0
-    with path.open("rb") as stream:
-        while data := stream.read(CHUNK_BYTES):
-            yield pb.UploadChunk(file_index=index, offset_bytes=offset, data=data)
-            offset += len(data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polygraft.commands import transfer
 from polygraft.commands.adapter_check import check
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
@@ -15,17 +16,20 @@ from polygraft.commands.failure import CommandFailed, ExitCode
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from polygraft.client import Adapter, AdapterVersion, Upload
+    from polygraft.client import Adapter, AdapterVersion
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
+app.command()(transfer.download)
+app.command()(transfer.export)
+app.command("import")(transfer.import_version)
 app.command()(check)
+
 LIVE = "live"
 
 
 @app.callback()
 def adapters() -> None:
-    """List, show, push, check, promote and delete adapters."""
+    """List, show, push, check, promote, download and delete adapters."""
 
 
 @app.command("list")
@@ -115,7 +119,7 @@ def push(
             ExitCode.USAGE,
         )
     target = LIVE if promote else alias
-    published = _upload(
+    published = transfer.send(
         source,
         name or source.resolve().name,
         target,
@@ -123,17 +127,7 @@ def push(
         allow_unverified_base=not require_verified,
         allow_no_effect=allow_no_effect,
     )
-    if as_json:
-        print_json(published)
-        return
-    version = published.version
-    mark = "" if version.verified else "  UNVERIFIED"
-    mark += "" if version.proven else "  UNPROVEN"
-    typer.echo(f"{version.adapter_name}@{version.number}  {version.digest}{mark}")
-    if published.alias:
-        typer.echo(f"{published.alias.alias} -> {published.alias.number}")
-    for warning in published.warnings:
-        typer.secho(f"note: {warning}", fg="yellow", err=True)
+    transfer.print_published(published, as_json)
 
 
 @app.command()
@@ -188,43 +182,6 @@ def delete(
         else:
             client.delete_adapter(name)
     typer.echo(f"deleted {reference}")
-
-
-def _upload(
-    source: Path,
-    name: str,
-    alias: str,
-    server: str,
-    *,
-    allow_unverified_base: bool,
-    allow_no_effect: bool,
-) -> Upload:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    from polygraft.client import Client
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
-    with (
-        Progress(
-            *columns,
-            TransferSpeedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as bar,
-        Client(server) as client,
-    ):
-        task = bar.add_task(f"uploading {name}", total=None)
-        return client.upload_adapter(
-            source,
-            name,
-            alias=alias,
-            allow_unverified_base=allow_unverified_base,
-            allow_no_effect=allow_no_effect,
-            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
-        )
 
 
 def _print_adapter(adapter: Adapter) -> None:
