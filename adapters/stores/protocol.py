@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-MAX_KEY_LENGTH = 1024
+MAX_KEY_LENGTH = 896  # clouds take 1024 bytes, of which the prefix of a store needs some
 # Parts start with a letter, digit or "_": no "..", no hidden or temporary names.
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
