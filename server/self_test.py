@@ -64,7 +64,8 @@ class _Subject:
 
 
 class SelfTest:
-    """Proves uploads, one at a time. `timeout`: seconds that one may take.
+    """Proves uploads, one at a time. `timeout`: seconds that one may take. `is_exact`: weights are
+    served as they are, not rounded to fewer bits.
 
     `deliver` is called by the engine's thread with the outputs of every step, `prove` by that of an
     upload, `files` by loader threads. `outcome(passed, proven)` is told how each test ended.
@@ -76,11 +77,13 @@ class SelfTest:
         residency: Residency,
         *,
         timeout: float,
+        is_exact: bool = True,
         outcome: Callable[[bool, bool], None] = lambda passed, proven: None,
     ) -> None:
         self._engine = engine
         self._residency = residency
         self._timeout = timeout
+        self._is_exact = is_exact
         self._outcome = outcome
         self._one_at_a_time = threading.Lock()
         self._quarantine: dict[str, Mapping[str, Path]] = {}
@@ -181,7 +184,7 @@ class SelfTest:
         return compare_with_probes(
             probes,
             Observed(torch.stack(base), torch.stack(adapter), greedy),
-            is_exact={manifest.probes.dtype, geometry.dtype} == {"float32"},
+            is_exact=self._is_exact and {manifest.probes.dtype, geometry.dtype} == {"float32"},
             allow_no_effect=allow_no_effect,
         )
 

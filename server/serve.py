@@ -203,6 +203,7 @@ def _build(
         engine,
         residency,
         timeout=config.adapters.self_test_timeout,
+        is_exact=config.engine.weight_format != "int8",
         outcome=metrics.count_self_test,
     )
     uploads = Uploads(
