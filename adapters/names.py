@@ -81,6 +81,12 @@ def path_name(path: str) -> str:
     return path.removeprefix("_/")
 
 
+def namespace_of(name: str) -> str:
+    """What stands before the slash of a name; empty without one."""
+    namespace, slash, _ = name.partition("/")
+    return namespace if slash else ""
+
+
 def not_found(what: str, wanted: str, existing: Iterable[str]) -> AdapterNotFound:
     """AdapterNotFound that names the nearest of what exists."""
     names = list(existing)

@@ -7,6 +7,8 @@ allocator"). Not thread-safe: the owner of the pool's tables holds its own lock.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 
 class RowPool:
     """Rows 0 .. total_rows - 1, given out in blocks. `total_rows` need not be a power of two."""
@@ -65,6 +67,16 @@ class RowPool:
             row0 = min(row0, buddy)
             size *= 2
         self._free.setdefault(size, set()).add(row0)
+
+    def fits_beside(self, kept: Collection[int], rows: Iterable[int]) -> bool:
+        """Whether all of `rows` could be allocated if only the blocks that begin at `kept` stayed
+        where they are."""
+        pool = RowPool(self.total_rows, self.unit)
+        pool._allocated = dict(self._allocated)
+        pool._free = {size: set(row0s) for size, row0s in self._free.items()}
+        for row0 in self._allocated.keys() - set(kept):
+            pool.free(row0)
+        return all(pool.allocate(count) is not None for count in sorted(rows, reverse=True))
 
     def check_integrity(self) -> None:
         """AssertionError unless blocks tile the pool, aligned, with no two free buddies."""

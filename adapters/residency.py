@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from polygraft.adapters.errors import (
     AdapterIncompatible,
@@ -25,18 +25,27 @@ from polygraft.adapters.errors import (
     PolygraftError,
     Unavailable,
 )
+from polygraft.adapters.pins import UNLIMITED, Pins
 from polygraft.adapters.residency_table import ResidencyTable
 from polygraft.adapters.resident import (
     DeviceTier,
     Entry,
     ResidencyObserver,
+    ResidencyStats,
     ResidentVersion,
     Tier,
 )
 from polygraft.adapters.rotation import Rotation
 from polygraft.adapters.weights import AdapterWeights
 
-__all__ = ["DeviceTier", "Residency", "ResidencyObserver", "ResidentVersion", "Tier"]
+__all__ = [
+    "DeviceTier",
+    "Residency",
+    "ResidencyObserver",
+    "ResidencyStats",
+    "ResidentVersion",
+    "Tier",
+]
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +56,8 @@ class Residency:
     `on_change(digest)` is called from a loader thread after a version became ready or failed.
     `host_bytes` bounds the copies kept on the host; loads in progress may exceed it by what the
     reader threads and the placer hold. `patience`: seconds that a load waits before versions that
-    are wanted, but have had their turn, make room for it (see Rotation).
+    are wanted, but have had their turn, make room for it (see Rotation). `pins` limits what is
+    pinned.
     """
 
     def __init__(
@@ -60,11 +70,13 @@ class Residency:
         on_change: Callable[[str], None],
         observer: ResidencyObserver | None = None,
         patience: float = 1.0,
+        pins: Pins = UNLIMITED,
     ) -> None:
         self._read = read
         self._device = device
         self._on_change = on_change
         self._observer = observer
+        self._pins = pins
         self._changed = threading.Condition()  # its lock guards the table
         rotation = Rotation(patience, time.monotonic)
         self._table = ResidencyTable(host_bytes, self._changed.notify_all, rotation)
@@ -132,13 +144,16 @@ class Residency:
         digest: str,
         *,
         pin: bool = False,
+        namespace: str = "",
         timeout: float,
         abandoned: threading.Event | None = None,
     ) -> None:
-        """Blocks until the version is on the device; with `pin` it then stays until `unload`.
+        """Blocks until the version is on the device; with `pin` it then stays until `unload`, on
+        the account of the namespace.
 
         A remembered failure is forgotten and tried again. Raises what `read` or the device
-        raised, DeadlineExpired after `timeout` seconds or `abandon`, Unavailable when closed.
+        raised, DeadlineExpired after `timeout` seconds or `abandon`, Unavailable when closed, and
+        Overloaded (PIN_LIMIT), the version being on the device then but not pinned.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -152,6 +167,8 @@ class Residency:
                     if entry.tier is Tier.FAILED and entry.failure is not None:
                         raise entry.failure.error
                     self._wait(deadline, f"{digest} was not loaded in {timeout:g} s", abandoned)
+                if pin:
+                    self._pins.add(digest, namespace)
                 entry.pinned = entry.pinned or pin
                 self._changed.notify_all()  # it need not be drained any more
             finally:
@@ -172,6 +189,7 @@ class Residency:
             if entry is None:
                 return
             entry.pinned = False
+            self._pins.remove(digest)
             entry.unloaders += 1
             freed_before = entry.times_freed
             try:
@@ -191,6 +209,17 @@ class Residency:
         with self._changed:
             abandoned.set()
             self._changed.notify_all()
+
+    def check_room(self, ranks: Mapping[str, int]) -> None:
+        """Raises AdapterIncompatible if versions, digest -> largest rank, cannot be on the device
+        together because of what is pinned. Never blocks."""
+        with self._changed:
+            self._pins.check_room(ranks)
+
+    def stats(self) -> ResidencyStats:
+        """A snapshot of counts and bytes."""
+        with self._changed:
+            return self._table.stats(self._pins.rows)
 
     def tier(self, digest: str) -> Tier:
         """Where the version is."""

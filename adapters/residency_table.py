@@ -8,11 +8,12 @@ freeing in between. `notify` wakes its threads and callers after a change they m
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from polygraft.adapters.groups import Groups
-from polygraft.adapters.resident import Entry, Failure, Stage
+from polygraft.adapters.pins import Place
+from polygraft.adapters.resident import Entry, Failure, ResidencyStats, Stage, Tier
 from polygraft.adapters.rotation import Rotation
 from polygraft.adapters.weights import AdapterWeights
 
@@ -29,7 +30,7 @@ class ResidencyTable:
         self.to_place: list[Entry] = []
         self.to_free: deque[Entry] = deque()
         self.host_used = 0
-        self._host_limit = host_bytes
+        self.host_limit = host_bytes
         self._clock = 0  # counts uses, for LRU
         self._room = False  # something changed since nobody in line found room
         self._tried: set[Entry] = set()  # of the line, those who found no room since then
@@ -261,7 +262,7 @@ class ResidencyTable:
         two loads could evict each other for ever.
         """
         dropped: list[str] = []
-        while self.host_used > self._host_limit:
+        while self.host_used > self.host_limit:
             first = self.first_in_line()
             candidates = [
                 entry
@@ -278,6 +279,12 @@ class ResidencyTable:
             self.drop_host(victim)
             dropped.append(victim.digest)
         return dropped
+
+    def stats(self, pinned: Place) -> ResidencyStats:
+        """A snapshot of counts and bytes."""
+        tiers = Counter(entry.tier for entry in self.entries.values())
+        counts: dict[Tier, int] = {tier: tiers[tier] for tier in Tier if tier is not Tier.STORE}
+        return ResidencyStats(counts, self.host_used, self.host_limit, pinned)
 
     def check_integrity(self) -> None:
         """AssertionError unless sets, queues, stages and byte counts agree."""

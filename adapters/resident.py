@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from polygraft.adapters.pins import Place
 from polygraft.adapters.weights import AdapterWeights
 
 FIRST_RETRY_SECONDS = 1.0
@@ -81,6 +83,16 @@ class Failure:
         count = previous.count + 1 if previous else 1
         wait = min(FIRST_RETRY_SECONDS * 2 ** (count - 1), LONGEST_RETRY_SECONDS)
         return cls(error, count, time.monotonic() + wait)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyStats:
+    """A snapshot for metrics; versions by tier, those in the store only are left out."""
+
+    tiers: Mapping[Tier, int]
+    host_bytes: int
+    host_bytes_limit: int
+    pinned: Place
 
 
 class Stage(Enum):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from polygraft.adapters.errors import AdapterIncompatible, InvalidRequest, PolygraftError
+from polygraft.adapters.names import namespace_of
 from polygraft.adapters.prompt import PromptRecipe
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.server.engine.messages import AdapterShare, FairShare
@@ -33,6 +34,11 @@ class AppliedAdapters:
         return tuple(sorted(AdapterShare(v.record.digest, v.weight) for v in self.versions))
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """The largest rank of each version, by digest."""
+        return {v.record.digest: v.record.manifest.format.max_rank for v in self.versions}
+
+    @property
     def num_virtual_tokens(self) -> int:
         """Positions in front of the prompt."""
         return sum(_num_virtual_tokens(v.record) for v in self.versions)
@@ -56,7 +62,7 @@ class AppliedAdapters:
     @property
     def salt(self) -> str:
         """Whose prompt it is, until callers have identities: the namespaces of the names."""
-        return ",".join(sorted({_namespace(v.record.adapter_name) for v in self.versions} - {""}))
+        return ",".join(sorted({namespace_of(v.record.adapter_name) for v in self.versions} - {""}))
 
     @property
     def fair_share(self) -> FairShare:
@@ -159,8 +165,3 @@ def _check_composition(versions: list[AppliedVersion]) -> None:
 
 def _num_virtual_tokens(record: VersionRecord) -> int:
     return record.manifest.format.virtual_token_count
-
-
-def _namespace(name: str) -> str:
-    namespace, slash, _ = name.partition("/")
-    return namespace if slash else ""

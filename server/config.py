@@ -54,6 +54,9 @@ class AdapterConfig(_Section):
     self_test_timeout: float = Field(
         120.0, gt=0, description="Seconds that the test of an upload may take, waiting included."
     )
+    namespace_pin_share: float = Field(
+        0.5, gt=0, le=0.5, description="Part of the device's rows that one namespace may pin."
+    )
     load_workers: int = Field(2, gt=0, le=64, description="Threads that read adapters.")
 
     def limits(self) -> AdapterLimits:

@@ -91,6 +91,11 @@ class References(Protocol):
         """Take a reference to each version and start loads if needed; never blocks."""
         ...
 
+    def check_room(self, ranks: Mapping[str, int]) -> None:
+        """Raises AdapterIncompatible if versions, digest -> largest rank, cannot be on the device
+        together because of what is pinned."""
+        ...
+
     def release(self, *digests: str) -> None:
         """Give back one reference to each version."""
         ...

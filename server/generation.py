@@ -154,7 +154,9 @@ class TextGeneration:
         return await self._prepare(decode, token_ids)
 
     def _resolve(self, selection: AdapterSelection) -> AppliedAdapters:
-        return resolve_adapters(selection, self._registry, self._engine.fits_together)
+        applied = resolve_adapters(selection, self._registry, self._engine.fits_together)
+        self._adapters.check_room(applied.ranks)
+        return applied
 
     @contextmanager
     def _reserved(

@@ -7,7 +7,7 @@ residency when they are scraped.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from polygraft import __version__
-from polygraft.adapters.residency import Tier
+from polygraft.adapters.residency import ResidencyStats, Tier
 from polygraft.server.engine.messages import EngineStats
 from polygraft.server.outputs import Delivery
 from polygraft.server.queue_metrics import queue_metrics
@@ -142,10 +142,10 @@ class Metrics:
         self._validation_failures.labels(cause).inc()
 
     def watch(
-        self, engine: Callable[[], EngineStats], tiers: Callable[[], Mapping[Tier, int]]
+        self, engine: Callable[[], EngineStats], adapters: Callable[[], ResidencyStats]
     ) -> None:
         """Read these gauges at each scrape."""
-        self.registry.register(_LiveGauges(engine, tiers))
+        self.registry.register(_LiveGauges(engine, adapters))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"polygraft_{name}", text, labels, registry=self.registry)
@@ -195,10 +195,10 @@ class _LiveGauges(Collector):
     """Gauges of the engine and the residency, read when scraped."""
 
     def __init__(
-        self, engine: Callable[[], EngineStats], tiers: Callable[[], Mapping[Tier, int]]
+        self, engine: Callable[[], EngineStats], adapters: Callable[[], ResidencyStats]
     ) -> None:
         self._engine = engine
-        self._tiers = tiers
+        self._adapters = adapters
 
     def collect(self) -> Iterable[Metric]:
         stats = self._engine()
@@ -220,9 +220,16 @@ class _LiveGauges(Collector):
         resident = GaugeMetricFamily(
             "polygraft_adapters_resident", "Adapter versions by tier.", labels=["tier"]
         )
-        for tier, count in self._tiers().items():
+        adapters = self._adapters()
+        for tier, count in adapters.tiers.items():
             resident.add_metric([tier.value], count)
         yield resident
+        for name, text, value in (
+            ("host_bytes", "Bytes of the copies on the host.", adapters.host_bytes),
+            ("host_bytes_limit", "Bytes that these may take.", adapters.host_bytes_limit),
+            ("rows_pinned", "Rank rows of pinned versions.", adapters.pinned.rank_rows),
+        ):
+            yield GaugeMetricFamily(f"polygraft_adapter_{name}", text, value=value)
 
 
 def _engine_gauges(stats: EngineStats) -> Iterator[tuple[str, str, float]]:

@@ -31,6 +31,7 @@ from polygraft.adapters.errors import (
     Unavailable,
 )
 from polygraft.adapters.manifest import Manifest
+from polygraft.adapters.names import namespace_of
 from polygraft.adapters.probes import MAX_PROBE_TOKENS, NUM_GREEDY, Probes, read_probes
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.self_test import Observed, Proof, compare_with_probes
@@ -300,12 +301,11 @@ def _collect(outputs: SimpleQueue[SequenceOutput], deadline: float) -> _Answer:
 
 def _subject(name: str, manifest: Manifest) -> _Subject:
     num_virtual = manifest.format.virtual_token_count
-    namespace, slash, _ = name.partition("/")
     return _Subject(
         manifest.digest,
         num_virtual,
         num_virtual if manifest.kind == "prefix" else 0,
-        FairShare(namespace if slash else "", name),
+        FairShare(namespace_of(name), name),
     )
 
 

@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,8 +19,9 @@ import transformers
 from polygraft.adapters.errors import Unavailable
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import check_base
+from polygraft.adapters.pins import Pins
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.residency import Residency, Tier
+from polygraft.adapters.residency import Residency
 from polygraft.adapters.store import LocalStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation_process import ValidationProcess
@@ -197,6 +197,7 @@ def _build(
         on_change=lambda digest: engine.wake(digest),
         observer=metrics,
         patience=config.engine.max_skip,
+        pins=Pins(engine.bank, most_per_namespace=config.adapters.namespace_pin_share),
     )
     stack.callback(residency.close)
     self_test = SelfTest(
@@ -266,7 +267,7 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
 
     server.engine.start(server.residency, publish)
     stack.push_async_callback(asyncio.to_thread, server.engine.stop)
-    server.metrics.watch(server.engine.stats, lambda: _count_tiers(server.residency))
+    server.metrics.watch(server.engine.stats, server.residency.stats)
     await server.listener.start(
         GenerationServicer(
             server.generation,
@@ -348,11 +349,6 @@ def _reader(
         )
 
     return read
-
-
-def _count_tiers(residency: Residency) -> dict[Tier, int]:
-    counts = Counter(version.tier for version in residency.snapshot())
-    return {tier: counts[tier] for tier in Tier if tier is not Tier.STORE}
 
 
 def _threads(stack: AsyncExitStack, name: str, count: int) -> Executor:

@@ -8,13 +8,14 @@ before anybody is told that it is ready, and freed only when nobody references i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
+from polygraft.adapters.pins import Place
 from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights
 from polygraft.kernels.grouped import Part, RankStack
@@ -98,6 +99,22 @@ class AdapterBank:
         if rows > self._pool_rows:
             return f"they take {rows} rank rows together, more than the pool's {self._pool_rows}"
         return None
+
+    @property
+    def capacity(self) -> Place:
+        """All rows there are."""
+        return Place(self._pool_rows, self._virtual_token_rows)
+
+    def place_of(self, digest: str) -> Place:
+        """The rows of a version that has a place."""
+        rows = self._rows.get(digest)
+        return Place(rows.count if rows else 0, self._virtual.get(digest, 0))
+
+    def fits_beside(self, kept: Collection[str], ranks: Sequence[int]) -> bool:
+        """Whether LoRAs of these largest ranks could all be there if only `kept` stayed."""
+        with self._lock:
+            row0s = [self._rows[digest].row0 for digest in kept if digest in self._rows]
+            return self._allocator.fits_beside(row0s, ranks)
 
     def _virtual_rows(self, weights: AdapterWeights) -> int:
         """Rows of the hidden size that its virtual tokens take: one each, more with keys and

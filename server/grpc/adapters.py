@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.geometry import BaseGeometry
+from polygraft.adapters.names import namespace_of
 from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.uploads import Uploads
@@ -136,7 +137,13 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> pb.AdapterVersion:
         """Bring a version onto the device."""
         record = self._resolve(request.adapter)
-        await self._wait(partial(self._residency.load, record.digest, pin=request.pin), context)
+        load = partial(
+            self._residency.load,
+            record.digest,
+            pin=request.pin,
+            namespace=namespace_of(record.adapter_name),
+        )
+        await self._wait(load, context)
         return self._writer.version(record)
 
     async def UnloadAdapter(

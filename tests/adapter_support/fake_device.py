@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from polygraft.adapters.pins import Place
 from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights, LoraModule
 
@@ -65,6 +66,19 @@ class FakeDevice:
             self.pool.free(self.places.pop(digest))
             self.filled.discard(digest)
             self.weights.pop(digest, None)
+
+    @property
+    def capacity(self) -> Place:
+        """See Places."""
+        return Place(self.pool.total_rows, 1 << 20)
+
+    def place_of(self, digest: str) -> Place:
+        """See Places."""
+        return Place(self.pool.block_rows(_rows(self.weights[digest])), 0)
+
+    def fits_beside(self, kept: Collection[str], ranks: Sequence[int]) -> bool:
+        """See Places."""
+        return self.pool.fits_beside([self.places[digest] for digest in kept], ranks)
 
     def prompt(self, digest: str) -> Tensor | None:
         """See AdapterBank."""

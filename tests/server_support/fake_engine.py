@@ -51,7 +51,7 @@ class FakeEngine:
     `reply` is what every prompt gets; `token_ids` replaces it by anything. `may_step` holds all
     sequences up while it is cleared. `submit_error` and `step_error` are raised and sent.
     `tokens_per_output` is what speculation makes. `reservations`: all that were made, with share,
-    requests and tokens.
+    requests and tokens. `self_tests`: requests of the server's own, for uploads.
     """
 
     reply: str = "Hello, wörld! 😀"
@@ -63,6 +63,7 @@ class FakeEngine:
     step_error: Exception | None = None
     may_step: threading.Event = field(default_factory=threading.Event)
     requests: list[EngineRequest] = field(default_factory=list)
+    self_tests: list[EngineRequest] = field(default_factory=list)
     reservations: dict[str, tuple[FairShare, int, int]] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
 
@@ -139,7 +140,8 @@ class FakeEngine:
         with self._lock:
             if not self._is_alive:
                 raise Unavailable("the engine is not running.")
-            self.requests.append(request)
+            is_test = request.request_id.startswith("self-test")
+            (self.self_tests if is_test else self.requests).append(request)
             self._live[request.request_id] = FakeSequence(request, tokens(request), ends_at)
 
     def abort(self, request_id: str) -> None:
