@@ -63,7 +63,7 @@ PRESETS = {
     "smoke": Preset("tiny", 2, 4, 8, 1, 2, (4, 16), 8, (4, 2), 0.2),
     "issue": Preset("smollm2-135m", 16, 32, 96, 4, 20),
 }
-SPARE_ADAPTERS = 4  # room on the device for cold ones; the warm ones are pinned
+SPARE_ADAPTERS = 4  # least room for cold ones; the warm ones are pinned, in half of the rows
 
 
 @dataclass(slots=True)
@@ -257,9 +257,9 @@ def main() -> int:
         warm = dict(list(job.adapters.items())[: preset.num_warm])
         cold = {name: path for name, path in job.adapters.items() if name not in warm}
         settings = engine_settings(replace(job, adapters=warm))
-        room = max(RANKS) * (len(warm) + SPARE_ADAPTERS)
+        room = max(RANKS) * max(len(warm) + SPARE_ADAPTERS, 2 * len(warm))
         with PolygraftServer(job.base, {**settings, "pool_rows": room}) as server:
-            server.publish(warm, load=True)
+            server.publish(warm, load=True, pin=True)
             server.publish(cold, load=False)
             server.make_cold(cold)
             measured = asyncio.run(measure(preset, job, server, options.seed, progress))

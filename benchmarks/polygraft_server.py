@@ -33,13 +33,15 @@ class PolygraftServer:
             self.close()
             raise
 
-    def publish(self, adapters: Mapping[str, Path], *, load: bool) -> None:
-        """Upload adapters under their names; with `load` they are then on the device, to stay."""
+    def publish(self, adapters: Mapping[str, Path], *, load: bool, pin: bool = False) -> None:
+        """Upload adapters under their names; with `load` they are then on the device, where they
+        stay as long as there is room, with `pin` in any case. Half of the rows can be pinned.
+        """
         with self._client() as client:
             for name, folder in adapters.items():
                 client.upload_adapter(folder, name, allow_unverified_base=True)
                 if load:
-                    client.load_adapter(name, pin=True)
+                    client.load_adapter(name, pin=pin)
 
     def make_cold(self, names: Iterable[str]) -> None:
         """Leave these adapters in the store alone: not on the device, host, or in page cache."""
