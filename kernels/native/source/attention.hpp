@@ -44,6 +44,28 @@ struct Scratch {
     }
 };
 
+// Asks for one key or value ahead of its use. Blocks lie anywhere in the cache, so the processor's own
+// prefetching sees no pattern longer than a block, and most of a step's attention was waiting.
+template <class T>
+static inline void fetch(const T* p, int dim) {
+    for (int d = 0; d < dim; d += 64 / (int)sizeof(T)) __builtin_prefetch(p + d);
+}
+
+// Cells of up to KEY_TILE positions from `first` on, their keys and values asked for.
+template <class T>
+static inline int find_cells(int64_t* cell, int first, int end, const int32_t* table, int block_size,
+                             const T* keys, int dim, const T* values, int vdim) {
+    const int n = std::max(0, std::min(KEY_TILE, end - first));
+    int block = first / block_size, place = first % block_size;
+    for (int j = 0; j < n; j++) {
+        cell[j] = (int64_t)table[block] * block_size + place;
+        if (++place == block_size) place = 0, block++;
+    }
+    for (int j = 0; j < n; j++) fetch(keys + cell[j] * dim, dim);
+    for (int j = 0; j < n; j++) fetch(values + cell[j] * vdim, vdim);
+    return n;
+}
+
 // Scores of R rows against a tile of transposed keys; the rows share each reading of a key.
 template <int R>
 static inline void score_rows(Scratch& s, int row, int dim) {
@@ -113,8 +135,14 @@ static inline void soften(Scratch& s, int i, int lo, int hi, float softcap, int 
         for (int j = lo; j < hi; j++) p[j] = softcap * std::tanh(p[j] / softcap);
     for (int j = 0; j < lo; j++) p[j] = -INFINITY;
     for (int j = std::max(lo, hi); j < KEY_TILE; j++) p[j] = -INFINITY;
-    float top = s.top[i];
-    for (int j = lo; j < hi; j++) top = p[j] > top || p[j] != p[j] ? p[j] : top;
+    v16 tops = splat(s.top[i]);
+    for (int j = 0; j < KEY_TILE; j += 16) {
+        const v16 score = load(p + j);
+        tops = (score > tops) | (score != score) ? score : tops;  // a NaN stays
+    }
+    float top = tops[0];
+    for (int lane = 1; lane < 16; lane++)
+        top = tops[lane] > top || tops[lane] != tops[lane] ? tops[lane] : top;
     if (top == -INFINITY) {  // nothing seen yet: no weights, and no -inf - -inf
         std::fill(p, p + KEY_TILE, 0.0f);
         return;
@@ -146,8 +174,10 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
         return q + (int64_t)(tile.row + i / group) * q_stride +
                (int64_t)(kv * group + i % group) * dim;
     };
+    const T* rows[WIDE];  // of a narrow tile
     for (int i = 0; i < m; i++) {  // row i: query i / group, head i % group
         const int head = kv * group + i % group;
+        if (!wide) rows[i] = query(i);
         if (wide) widen(&s.q[(size_t)i * dim], query(i), layer.scaling, dim);
         s.top[i] = layer.sinks ? layer.sinks[head] : -INFINITY;
         s.total[i] = layer.sinks ? 1.0f : 0.0f;
@@ -158,14 +188,16 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
     const T* values = (const T*)layer.values + (int64_t)kv * layer.cells * vdim;
     const int longest = tile.length + tile.count - 1;
     const int first = layer.window ? std::max(0, tile.length - layer.window) : 0;
-    int64_t cell[KEY_TILE];
+    int64_t cells[2][KEY_TILE];
+    int64_t *cell = cells[0], *next = cells[1];
+    const auto look_ahead = [&](int64_t* to, int from) {
+        return find_cells(to, from, longest, table, plan.block_size, keys, dim, values, vdim);
+    };
+    int ahead = look_ahead(next, first);
     for (int k0 = first; k0 < longest; k0 += KEY_TILE) {
-        const int n = std::min(KEY_TILE, longest - k0);
-        for (int j = 0; j < n; j++) {
-            const int position = k0 + j;
-            cell[j] = (int64_t)table[position / plan.block_size] * plan.block_size +
-                      position % plan.block_size;
-        }
+        const int n = ahead;
+        std::swap(cell, next);
+        ahead = look_ahead(next, k0 + KEY_TILE);
         if (wide) {
             for (int j = 0; j < KEY_TILE; j++) {
                 const T* key = keys + cell[std::min(j, n - 1)] * dim;
@@ -177,10 +209,11 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
             for (; i + 4 <= m; i += 4) score_rows<4>(s, i, dim);
             for (; i < m; i++) score_rows<1>(s, i, dim);
         } else {
-            for (int j = 0; j < n; j++) {
-                const T* key = keys + cell[j] * dim;
+            for (int j = 0; j < n; j += 4) {
+                const T* four[4];
+                for (int c = 0; c < 4; c++) four[c] = keys + cell[std::min(j + c, n - 1)] * dim;
                 for (int i = 0; i < m; i++)
-                    s.scores[(size_t)i * KEY_TILE + j] = layer.scaling * dot(query(i), key, dim);
+                    dot4(rows[i], four, dim, layer.scaling, &s.scores[(size_t)i * KEY_TILE + j]);
             }
         }
         for (int i = 0; i < m; i++) {

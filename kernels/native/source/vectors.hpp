@@ -29,6 +29,11 @@ static inline v16 load(const float* p) {
 }
 
 static inline v16 load(const bf16* p) {
+#if defined(__AVX512F__)
+    // What the compiler makes of the lines below takes the vector apart and joins it again.
+    __m512i lanes = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return (v16)_mm512_slli_epi32(lanes, 16);
+#endif
     h16 h;
     std::memcpy(&h, p, sizeof h);
     u16 wide = __builtin_convertvector(h, u16) << 16;
@@ -146,6 +151,33 @@ static inline float dot(const bf16* a, const bf16* b, int n) {
     return total;
 }
 #endif
+
+// Dot products with four vectors at once: their lanes are summed together.
+template <class T>
+static inline void dot4(const T* q, const T* const* keys, int n, float scale, float* out) {
+#if defined(__AVX512BF16__)
+    if (sizeof(T) == 2 && n % 32 == 0) {
+        __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
+        for (int i = 0; i < n; i += 32) {
+            const __m512bh w = (__m512bh)_mm512_loadu_si512(q + i);
+            a = _mm512_dpbf16_ps(a, w, (__m512bh)_mm512_loadu_si512(keys[0] + i));
+            b = _mm512_dpbf16_ps(b, w, (__m512bh)_mm512_loadu_si512(keys[1] + i));
+            c = _mm512_dpbf16_ps(c, w, (__m512bh)_mm512_loadu_si512(keys[2] + i));
+            d = _mm512_dpbf16_ps(d, w, (__m512bh)_mm512_loadu_si512(keys[3] + i));
+        }
+        const __m512d ab = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512d cd = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        const __m512 sums = _mm512_add_ps((__m512)_mm512_unpacklo_pd(ab, cd),
+                                          (__m512)_mm512_unpackhi_pd(ab, cd));
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(sums),
+                                          _mm512_extractf32x8_ps(sums, 1));
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        _mm_storeu_ps(out, _mm_mul_ps(four, _mm_set1_ps(scale)));
+        return;
+    }
+#endif
+    for (int j = 0; j < 4; j++) out[j] = scale * dot(q, keys[j], n);
+}
 
 // y[i] += p * x[i]
 template <class X>
