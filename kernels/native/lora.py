@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from polygraft.kernels.native.library import TYPES, require_native_kernels
 from polygraft.kernels.rank_pool import SitePool
+from polygraft.kernels.segments import LoraSegment
 
 TILE_ROWS = 8  # LORA_TILE of the source
 MAX_RANK_ROWS = 1024  # LORA_MAX_ROWS of the source
 
 _PART = np.dtype([("row0", np.int32), ("rows", np.int32), ("weight", np.float32)])
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSegment:
-    """Rows [start, end) of the step get the sum of `parts`: (first pool row, rows, weight)."""
-
-    parts: tuple[tuple[int, int, float], ...]
-    start: int
-    end: int
 
 
 class _Plan(ctypes.Structure):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from polygraft.kernels.grouped import GroupedSegments, Part, Segment, rank_class
-from polygraft.kernels.native.lora import LoraSegment, NativeLora, NativeLoraPlan
+from polygraft.kernels.native.lora import NativeLora, NativeLoraPlan
+from polygraft.kernels.segments import LoraSegment
 from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.batch import LoraUpdate
 from polygraft.server.engine.messages import AdapterShare

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polygraft.kernels.native.lora import LoraSegment, NativeLora, NativeLoraPlan
+from polygraft.kernels.native.lora import NativeLora, NativeLoraPlan
 from polygraft.kernels.rank_pool import SitePool, SiteShape
+from polygraft.kernels.segments import LoraSegment
 
 BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""What kernel tests share: random mixed batches with an independent float64 answer."""
