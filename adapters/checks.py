@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from polygraft.adapters.change_checks import (
+    PREFIX,
+    LocatedTensor,
+    Role,
+    by_role,
+    check_changes,
+    incompatible,
+    invalid,
+    locate,
+)
 from polygraft.adapters.config import LoraSettings, Problems
 from polygraft.adapters.errors import (
     MAX_PROBLEMS_SHOWN,
@@ -23,7 +34,6 @@ from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.safetensors_header import TensorEntry
 
-PREFIX = "base_model.model."
 PROMPT_TENSOR = "prompt_embeddings"  # of prompt tuning, p-tuning and prefix tuning
 LEAF_A = ".lora_A.weight"
 LEAF_B = ".lora_B.weight"
@@ -50,7 +60,11 @@ LEFTOVERS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "Retrain without trainable_token_indices.",
         ),
         (r"\.base_layer\.", "a copy of a base weight", "Save with save_embedding_layers=False."),
-        (r"modules_to_save|original_module", "modules_to_save", "Retrain without it."),
+        (
+            r"modules_to_save|original_module",
+            "modules_to_save",
+            'Save with save_pretrained(); beside bias="all" retrain without it.',
+        ),
         (
             r"prompt_embeddings",
             "a soft prompt beside LoRA",
@@ -68,20 +82,32 @@ LEFTOVERS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
 LoraPair = tuple[TensorEntry, TensorEntry]  # lora_A, lora_B
 
 
+@dataclass(frozen=True, slots=True)
+class LoraTensors:
+    """The tensors of a LoRA file: low-rank pairs by module, the output head's among them, and all
+    others."""
+
+    pairs: Mapping[str, LoraPair]
+    located: Sequence[LocatedTensor]
+
+
 def check_lora(
     settings: LoraSettings,
     entries: Sequence[TensorEntry],
     geometry: BaseGeometry,
     limits: AdapterLimits,
-) -> dict[str, LoraPair]:
-    """Pairs the tensors by module name; raises with all problems found."""
+) -> LoraTensors:
+    """Gives every tensor its place; raises with all problems found."""
     problems: Problems = []
     halves: dict[str, dict[str, TensorEntry]] = {}
+    located: list[LocatedTensor] = []
     for entry in entries:
         leaf = next((leaf for leaf in (LEAF_A, LEAF_B) if entry.name.endswith(leaf)), None)
         if leaf and entry.name.startswith(PREFIX):
             module = entry.name[len(PREFIX) : -len(leaf)]
             halves.setdefault(module, {})[leaf] = entry
+        elif (tensor := locate(entry, settings, geometry)) is not None:
+            located.append(tensor)
         else:
             problems.append(leftover(entry.name, leaf is not None))
     pairs: dict[str, LoraPair] = {}
@@ -96,12 +122,40 @@ def check_lora(
                 problems.append(_no_such_module(module, geometry, suggest))
         else:
             problems.append(_unpaired(next(iter(half.values())).name))
-    if not pairs and not problems:
+    names = {entry.name for entry in entries}
+    problems.extend(check_changes(located, pairs.keys(), names, settings, geometry))
+    problems.extend(_check_embedding_pair(settings, located, limits))
+    if not pairs and not located and not problems:
         problems.append(
             invalid("the file holds no LoRA tensors.", hint="Save it with save_pretrained().")
         )
     raise_all(problems)
-    return pairs
+    return LoraTensors(pairs, located)
+
+
+def _check_embedding_pair(
+    settings: LoraSettings, located: Sequence[LocatedTensor], limits: AdapterLimits
+) -> Problems:
+    """The ranks of a LoRA on the embedding."""
+    first, second = (by_role(located, role) for role in (Role.EMBEDDING_A, Role.EMBEDDING_B))
+    problems: Problems = []
+    for module in first.keys() & second.keys():
+        a, b = first[module], second[module]
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+            problems.append(_not_a_pair(a, b))
+        else:
+            problems.extend(_check_rank(settings, module, a.shape[0], limits))
+            problems.extend(_check_alpha(settings, module))
+    return problems
+
+
+def _not_a_pair(a: TensorEntry, b: TensorEntry) -> AdapterInvalid:
+    return invalid(
+        f"shapes A {list(a.shape)} and B {list(b.shape)} are not [rank, in] and [out, rank] with "
+        "one rank.",
+        item=a.name,
+        found=[list(a.shape), list(b.shape)],
+    )
 
 
 def _check_pair(
@@ -112,17 +166,8 @@ def _check_pair(
     limits: AdapterLimits,
 ) -> Problems:
     shape = geometry.modules[module]
-    if shape.kind == "lm_head":
-        return [
-            AdapterUnsupported(
-                f"LoRA on the output head {module} is not supported yet.",
-                file=WEIGHTS_FILE,
-                item=pair[0].name,
-                found=module,
-                hint='Retrain without it ("all-linear" leaves the head out).',
-            )
-        ]
-    if shape.kind == "internal":
+    is_applied = geometry.head.is_plain if shape.kind == "lm_head" else shape.kind != "internal"
+    if not is_applied:
         return [
             AdapterUnsupported(
                 f"{module} of {geometry.name} is not a linear layer that every token passes once "
@@ -134,16 +179,9 @@ def _check_pair(
                 hint="Train on attention only.",
             )
         ]
-    (a, b) = pair
+    a, b = pair
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        return [
-            invalid(
-                f"shapes A {list(a.shape)} and B {list(b.shape)} are not [rank, in] and "
-                "[out, rank] with one rank.",
-                item=a.name,
-                found=[list(a.shape), list(b.shape)],
-            )
-        ]
+        return [_not_a_pair(a, b)]
     problems: Problems = []
     if (a.shape[1], b.shape[0]) != (shape.in_features, shape.out_features):
         problems.append(
@@ -249,13 +287,3 @@ def _unpaired(name: str) -> AdapterInvalid:
         found=name,
         hint="Save it again with save_pretrained().",
     )
-
-
-def invalid(message: str, **fields: object) -> AdapterInvalid:
-    """A refusal of the weights file; `fields` are those of PolygraftError."""
-    return AdapterInvalid(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]
-
-
-def incompatible(message: str, **fields: object) -> AdapterIncompatible:
-    """A refusal because of the base; `fields` are those of PolygraftError."""
-    return AdapterIncompatible(message, file=WEIGHTS_FILE, **fields)  # type: ignore[arg-type]

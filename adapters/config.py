@@ -31,6 +31,7 @@ from polygraft.adapters.patterns import PatternMap
 
 PROMPT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 PREFIX_TYPE = "PREFIX_TUNING"
+BIASES = ("none", "all", "lora_only")
 ACCEPTED_TYPES = ("LORA", *PROMPT_TYPES, PREFIX_TYPE)
 
 
@@ -42,6 +43,12 @@ class LoraSettings:
     alpha: PatternMap
     use_rslora: bool
     peft_version: str | None
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"  # or "all", "lora_only": which biases were trained
+    modules_to_save: tuple[str, ...] = ()  # ends of the names of modules trained in full
+    token_indices: tuple[int, ...] | None = None  # of the tokens whose embeddings were trained
+    token_layer: str | None = None  # end of the embedding's name, if the config says it
 
     def scaling(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
@@ -96,6 +103,7 @@ def parse_config(config: Mapping[str, object]) -> Settings:
 def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSettings:
     _check_keys(config, Method.LORA, problems)
     _check_init(config.get("init_lora_weights", True), problems)
+    token_indices, token_layer = _token_indices(config, problems)
     return LoraSettings(
         rank=PatternMap(
             "rank_pattern",
@@ -109,7 +117,48 @@ def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSetting
         ),
         use_rslora=_flag(config, "use_rslora", problems),
         peft_version=_version(config),
+        use_dora=_flag(config, "use_dora", problems),
+        lora_bias=_flag(config, "lora_bias", problems),
+        bias=_bias(config, problems),
+        modules_to_save=_modules_to_save(config, problems),
+        token_indices=token_indices,
+        token_layer=token_layer,
     )
+
+
+def _bias(config: Mapping[str, object], problems: Problems) -> str:
+    value = config.get("bias") or "none"
+    if value not in BIASES:
+        problems.append(_invalid("bias", value, ", ".join(BIASES)))
+    return value if isinstance(value, str) else "none"
+
+
+def _modules_to_save(config: Mapping[str, object], problems: Problems) -> tuple[str, ...]:
+    value = config.get("modules_to_save") or []
+    if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
+        return tuple(value)
+    problems.append(_invalid("modules_to_save", value, "a list of names"))
+    return ()
+
+
+def _token_indices(
+    config: Mapping[str, object], problems: Problems
+) -> tuple[tuple[int, ...] | None, str | None]:
+    """Indices, and the layer they belong to if it is named: a list, or {layer: list}."""
+    key = "trainable_token_indices"
+    value, layer = config.get(key) or None, None
+    if isinstance(value, dict) and len(value) == 1:
+        ((layer, value),) = value.items()
+    elif isinstance(value, dict):
+        hint = "Retrain with the tokens of the input embedding only."
+        problems.append(_unsupported(key, value, "those of one layer", hint))
+        return None, None
+    if value is None:
+        return None, None
+    if not isinstance(value, list) or not value or not all(type(i) is int for i in value):
+        problems.append(_invalid(key, value, "a list of token ids"))
+        return None, None
+    return tuple(value), layer
 
 
 def _parse_prompt(
@@ -160,7 +209,7 @@ def _check_keys(config: Mapping[str, object], method: Method, problems: Problems
     known = keys(method, Status.SERVED, Status.IGNORED) | {"peft_type", "task_type"}
     ways_out = hints()
     for key, value in config.items():
-        if key in known or _is_off(value) or (key, value) == ("bias", "none"):
+        if key in known or _is_off(value):
             continue
         hint = ways_out.get(key, "This key is unknown here; retrain without it.")
         problems.append(_unsupported(key, value, "null, false or empty", hint))

@@ -89,21 +89,35 @@ FEATURES: tuple[Feature, ...] = (
         f"`{'`, `'.join(PLAIN_INITS)}`: the tensors say it all.",
         "init_lora_weights",
     ),
-    _refused("biases", 'Retrain with bias="none".', "bias"),
-    _refused("a bias of LoRA", "Retrain with lora_bias=False.", "lora_bias"),
-    _refused(
+    _served(
+        "biases",
+        "`all` and `lora_only`: of linear layers that every token passes once, of norms "
+        "and of the output head.",
+        "bias",
+    ),
+    _served("a bias of LoRA", "Added with the scale of its layer.", "lora_bias"),
+    _served(
         "trainable tokens",
-        "Retrain without trainable tokens, or merge them into the base.",
+        "Of the input embedding; a tied output head follows it, as in PEFT.",
         "trainable_token_indices",
     ),
-    _refused("DoRA", "Retrain without DoRA or merge it into the base.", "use_dora"),
-    _refused(
+    _served("DoRA", "On linear layers but the output head; g goes into B.", "use_dora"),
+    _served(
         "modules trained in full",
-        "Retrain without modules_to_save, or merge the full weights into the base.",
+        "The output head, the input embedding and norms of whole rows. Others are refused: merge "
+        "them into the base.",
         "modules_to_save",
     ),
-    _refused("LoRA on an embedding", "Target linear modules only."),
-    _refused("LoRA on the output head", 'Retrain without it ("all-linear" leaves the head out).'),
+    _served(
+        "LoRA on an embedding",
+        "On the input embedding; a tied output head stays as it is, as in PEFT. The copy of the "
+        "base's weight that PEFT saves must be the base's.",
+    ),
+    _served(
+        "LoRA on the output head",
+        "A tied embedding stays as it is, as in PEFT. The copy of the base's weight that PEFT "
+        "saves must be the base's.",
+    ),
     _refused("PiSSA, OLoRA, CorDA and LoRA-GA", CONVERT, "init_lora_weights"),
     _refused("LoftQ", QUANTIZED, "init_lora_weights"),
     _refused(

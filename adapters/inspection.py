@@ -29,6 +29,7 @@ class Inspected:
     kind: str
     max_rank: int  # 0 without LoRA
     modules: tuple[str, ...]  # last parts of the names, where a base told them
+    features: tuple[str, ...]  # what it changes besides low-rank updates
     num_tensors: int
     num_virtual_tokens: int
     num_bytes: int
@@ -64,6 +65,7 @@ def inspect_for_base(
         kind=weights.kind,
         max_rank=weights.max_rank,
         modules=tuple(sorted({name.rpartition(".")[2] for name in weights.modules})),
+        features=weights.changes.features,
         num_tensors=weights.tensor_count,
         num_virtual_tokens=weights.num_virtual_tokens,
         num_bytes=_num_bytes(header),
@@ -86,6 +88,7 @@ def inspect_alone(
         kind=_kind(settings),
         max_rank=max(ranks, default=0),
         modules=(),
+        features=(),
         num_tensors=len(entries),
         num_virtual_tokens=0 if isinstance(settings, LoraSettings) else settings.num_virtual_tokens,
         num_bytes=_num_bytes(header),

@@ -48,7 +48,8 @@ class FileRecord(_Frozen):
 
 
 class FormatRecord(_Frozen):
-    """What the tensors are; `modules` are the last parts of the adapted modules' names."""
+    """What the tensors are; `modules` are the last parts of the adapted modules' names, `features`
+    what brings more than low-rank updates (keys of PEFT's config where there is one)."""
 
     peft_type: str
     peft_version: str | None = None
@@ -56,6 +57,7 @@ class FormatRecord(_Frozen):
     virtual_token_count: Count = 0
     tensor_count: Count
     modules: tuple[str, ...] = Field(default=(), strict=False)
+    features: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class BaseRecord(_Frozen):
@@ -197,6 +199,8 @@ def minimal_manifest(
     config = read_json(files[CONFIG_FILE], CONFIG_FILE)
     version = config.get("peft_version")
     leaves = sorted({name.rpartition(".")[2] for name in weights.modules})
+    # Left out where there are none, as it was before there were any: the digest stays the same.
+    features = {"features": weights.changes.features} if weights.changes.features else {}
     return Manifest(
         schema=SCHEMA,
         kind=weights.kind,
@@ -209,6 +213,7 @@ def minimal_manifest(
             virtual_token_count=weights.num_virtual_tokens,
             tensor_count=weights.tensor_count,
             modules=tuple(leaves),
+            **features,
         ),
         base=BaseRecord(declared=False),
     )
@@ -260,6 +265,7 @@ def check_content(manifest: Manifest, weights: AdapterWeights, geometry: BaseGeo
             weights.num_virtual_tokens,
         ),
         ("format.tensor_count", manifest.format.tensor_count, weights.tensor_count),
+        ("format.features", manifest.format.features, weights.changes.features),
         ("prompt.stop_token_ids", [i for i in stop_ids if i >= geometry.vocab_size], []),
     ):
         if said != is_:

@@ -12,10 +12,19 @@ from typing import Any
 
 import torch
 
-from polygraft.adapters import errors, fingerprint, geometry, limits, upload_header, weights
+from polygraft.adapters import (
+    base_changes,
+    errors,
+    fingerprint,
+    geometry,
+    limits,
+    low_rank,
+    upload_header,
+    weights,
+)
 from polygraft.adapters.errors import PolygraftError
 
-_MODULES = (fingerprint, geometry, limits, upload_header, weights)
+_MODULES = (base_changes, fingerprint, geometry, limits, low_rank, upload_header, weights)
 _RECORDS: Mapping[str, type[Any]] = {
     name: value
     for module in _MODULES

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polygraft.adapters.checks import PROMPT_TENSOR, incompatible, invalid, leftover
+from polygraft.adapters.change_checks import incompatible, invalid
+from polygraft.adapters.checks import PROMPT_TENSOR, leftover
 from polygraft.adapters.config import PrefixSettings, Problems, PromptSettings
 from polygraft.adapters.errors import AdapterUnsupported, raise_all
 from polygraft.adapters.files import WEIGHTS_FILE

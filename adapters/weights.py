@@ -15,7 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from polygraft.adapters.checks import PROMPT_TENSOR, LoraPair, check_lora
+from polygraft.adapters.base_changes import Changes
+from polygraft.adapters.change_reading import read_changes
+from polygraft.adapters.checks import PROMPT_TENSOR, LoraTensors, check_lora
 from polygraft.adapters.config import (
     LoraSettings,
     PrefixSettings,
@@ -36,27 +38,9 @@ from polygraft.adapters.files import (
 )
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.safetensors_header import TensorEntry, read_header
 from polygraft.adapters.virtual_checks import check_prefix, check_prompt
-
-
-@dataclass(frozen=True, slots=True)
-class LoraModule:
-    """The low-rank update of one linear module: y += scaling * B (A x)."""
-
-    lora_a: Tensor  # [rank, in_features], serving dtype
-    lora_b: Tensor  # [out_features, rank], serving dtype
-    scaling: float
-
-    @property
-    def rank(self) -> int:
-        """The number of rank columns, as stored in the file."""
-        return int(self.lora_a.shape[0])
-
-    @property
-    def has_effect(self) -> bool:
-        """Whether it can change any output."""
-        return self.scaling != 0 and bool(self.lora_a.any()) and bool(self.lora_b.any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +50,16 @@ class AdapterWeights:
     `modules` maps dotted module names of the base to their update. `prompt_embeddings`
     [num_virtual_tokens, hidden_size] are the rows put in front of a sequence; `prefix`
     [num_layers, 2, kv_heads, num_virtual_tokens, head_dim] the keys and values that take their
-    place in the cache, after position encoding as the layers compute them.
+    place in the cache, after position encoding as the layers compute them. `changes` is what it
+    changes besides, and `num_tensors` how many tensors its file has.
     """
 
     kind: Literal["lora", "soft_prompt", "prefix"]
     modules: dict[str, LoraModule] = field(default_factory=dict)
     prompt_embeddings: Tensor | None = None
     prefix: Tensor | None = None
+    changes: Changes = field(default_factory=Changes)
+    num_tensors: int | None = None  # None: two for a module, one for virtual tokens
 
     @property
     def max_rank(self) -> int:
@@ -89,18 +76,21 @@ class AdapterWeights:
     @property
     def tensor_count(self) -> int:
         """Tensors in the file: two per adapted module, one for a soft prompt or prefix."""
+        if self.num_tensors is not None:
+            return self.num_tensors
         return 2 * len(self.modules) + len(self._virtual)
 
     @property
     def has_effect(self) -> bool:
         """Whether it can change any output; virtual tokens always can."""
-        return bool(self._virtual) or any(module.has_effect for module in self.modules.values())
+        low_rank = any(module.has_effect for module in self.modules.values())
+        return bool(self._virtual) or low_rank or bool(self.changes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         loras = sum(m.lora_a.nbytes + m.lora_b.nbytes for m in self.modules.values())
-        return loras + sum(tensor.nbytes for tensor in self._virtual)
+        return loras + sum(tensor.nbytes for tensor in self._virtual) + self.changes.nbytes
 
     @property
     def _virtual(self) -> list[Tensor]:
@@ -133,9 +123,8 @@ def read_adapter(
         check_prefix(settings, entries, geometry, limits)
         rows = _read_virtual(files[WEIGHTS_FILE], dtype)
         return AdapterWeights(kind="prefix", prefix=_by_layer(rows, settings))
-    pairs = check_lora(settings, entries, geometry, limits)
-    modules = _read_lora(files[WEIGHTS_FILE], settings, pairs, dtype)
-    weights = AdapterWeights(kind="lora", modules=modules)
+    tensors = check_lora(settings, entries, geometry, limits)
+    weights = _read_lora(files[WEIGHTS_FILE], settings, tensors, geometry, dtype)
     if not weights.has_effect and not allow_no_effect:
         raise _no_effect()
     return weights
@@ -173,22 +162,29 @@ def _by_layer(rows: Tensor, settings: PrefixSettings) -> Tensor:
 
 
 def _read_lora(
-    path: Path, settings: LoraSettings, pairs: Mapping[str, LoraPair], dtype: torch.dtype
-) -> dict[str, LoraModule]:
+    path: Path,
+    settings: LoraSettings,
+    tensors: LoraTensors,
+    geometry: BaseGeometry,
+    dtype: torch.dtype,
+) -> AdapterWeights:
     problems: Problems = []
     modules = {}
     with safe_open(path, framework="pt") as file:
-        for name, (a, b) in pairs.items():
-            module = LoraModule(
-                lora_a=_cast(file.get_tensor(a.name), a.name, dtype, problems),
-                lora_b=_cast(file.get_tensor(b.name), b.name, dtype, problems),
-                scaling=settings.scaling(name, a.shape[0]),
-            )
+
+        def read(entry: TensorEntry) -> Tensor:
+            return _cast(file.get_tensor(entry.name), entry.name, dtype, problems)
+
+        for name, (a, b) in tensors.pairs.items():
+            module = LoraModule(read(a), read(b), settings.scaling(name, a.shape[0]))
             modules[name] = module
             if not problems:
                 problems.extend(_check_magnitude(name, module))
+        changes = read_changes(read, tensors.located, modules, settings, geometry, problems)
     raise_all(problems)
-    return modules
+    modules.pop(geometry.head.name, None)  # it is one of the changes
+    num_tensors = 2 * len(tensors.pairs) + len(tensors.located)
+    return AdapterWeights("lora", modules, changes=changes, num_tensors=num_tensors)
 
 
 def _cast(tensor: Tensor, name: str, dtype: torch.dtype, problems: Problems) -> Tensor:

@@ -138,6 +138,7 @@ def _check_composition(versions: list[AppliedVersion]) -> None:
                 found=other.record.digest,
                 hint="Name it once, with the sum of the weights.",
             )
+    _check_others(versions)
     fronts = [
         (index, version)
         for index, version in enumerate(versions)
@@ -160,6 +161,24 @@ def _check_composition(versions: list[AppliedVersion]) -> None:
                 item=f"adapters[{index}].weight",
                 found=version.weight,
                 allowed="1, or 0 to leave it out",
+            )
+
+
+def _check_others(versions: list[AppliedVersion]) -> None:
+    """What changes more than low-rank updates do cannot be weighted, nor added to another one:
+    two weights of one embedding have no sum, and the norm in DoRA depends on the weight."""
+    loras = [v for v in versions if v.weight and v.record.manifest.kind == "lora"]
+    for index, version in enumerate(versions):
+        features = version.record.manifest.format.features
+        if features and version.weight and (version.weight != 1 or len(loras) > 1):
+            raise InvalidRequest(
+                f"{version.record.adapter_name!r} changes more than low-rank updates do "
+                f"({', '.join(features)}), so it is neither weighted nor added to another LoRA.",
+                reason="INVALID_COMPOSITION",
+                item=f"adapters[{index}].adapter",
+                found=version.weight,
+                allowed="weight 1, with one soft prompt or prefix at most",
+                hint="Name it alone, or beside a soft prompt or prefix.",
             )
 
 

@@ -20,7 +20,9 @@ from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights
 from polygraft.kernels.grouped import Part, RankStack
 from polygraft.kernels.rank_pool import SitePool
+from polygraft.server.engine.changed_rows import PlacedChanges
 from polygraft.server.engine.messages import AdapterShare
+from polygraft.server.engine.placed_changes import place_changes
 from polygraft.server.engine.sites import Site
 
 ROW_UNIT = 16  # rank rows are allocated in units of this many
@@ -49,6 +51,7 @@ class AdapterBank:
     ) -> None:
         self.pools = [SitePool(site.shape, pool_rows, dtype=dtype, device=device) for site in sites]
         self.stacks: dict[int, RankStack] = {}
+        self._sites = list(sites)
         self._place_of = {
             name: (site.index, z) for site in sites for z, name in enumerate(site.names)
         }
@@ -62,6 +65,7 @@ class AdapterBank:
         self._rows: dict[str, Rows] = {}
         self._prompts: dict[str, Tensor] = {}
         self._prefixes: dict[str, Tensor] = {}
+        self._changes: dict[str, PlacedChanges] = {}
         self._freed: SimpleQueue[str] = SimpleQueue()
         self._virtual: dict[str, int] = {}  # rows of virtual tokens of versions that have a place
 
@@ -77,16 +81,21 @@ class AdapterBank:
 
     def fits(self, weights: AdapterWeights) -> str | None:
         """None if the version can ever be resident here, else why not."""
-        unknown = sorted(set(weights.modules) - set(self._place_of))
+        linear = weights.modules.keys() | weights.changes.biases.keys()
+        unknown = sorted(linear - self._place_of.keys())
         if unknown:
             return f"module {unknown[0]} is not one this server applies adapters to"
         if weights.modules and not self._allocator.fits(weights.max_rank):
             return f"rank {weights.max_rank} needs more rows than the pool's {self._pool_rows}"
         rows = self._virtual_rows(weights)
         if rows > self._virtual_token_rows:
+            what = f"{weights.num_virtual_tokens} virtual tokens take"
+            if not weights.num_virtual_tokens:
+                features = ", ".join(weights.changes.features)
+                what = f"what it changes besides low-rank updates ({features}) takes"
             return (
-                f"{weights.num_virtual_tokens} virtual tokens take {rows} rows of the hidden size, "
-                f"more than this server's virtual_token_rows ({self._virtual_token_rows})"
+                f"{what} {rows} rows of the hidden size, more than this server's "
+                f"virtual_token_rows ({self._virtual_token_rows})"
             )
         return None
 
@@ -118,10 +127,11 @@ class AdapterBank:
 
     def _virtual_rows(self, weights: AdapterWeights) -> int:
         """Rows of the hidden size that its virtual tokens take: one each, more with keys and
-        values for all layers."""
+        values for all layers; and what it changes besides low-rank updates."""
+        changed = -(-weights.changes.numel // self._hidden_size)
         if weights.prefix is None:
-            return weights.num_virtual_tokens
-        return -(-weights.prefix.numel() // self._hidden_size)
+            return weights.num_virtual_tokens + changed
+        return -(-weights.prefix.numel() // self._hidden_size) + changed
 
     def reserve(self, digest: str, weights: AdapterWeights) -> bool:
         """Take a place for a version; False when there is no room of its size right now."""
@@ -142,10 +152,14 @@ class AdapterBank:
     def copy(self, digest: str, weights: AdapterWeights) -> None:
         """Fill the reserved place. Rows that the version does not use are zeroed."""
         rows = self._rows.get(digest)
+        changes, modules = place_changes(weights, self._sites, self._place_of)
+        if changes is not None:
+            with self._lock:
+                self._changes[digest] = changes
         if rows is not None:
             for pool in self.pools:
                 pool.clear(rows.row0, rows.count)
-            for name, module in weights.modules.items():
+            for name, module in modules.items():
                 site, z = self._place_of[name]
                 self.pools[site].write(rows.row0, z, module.lora_a, module.lora_b, module.scaling)
         for table, tensor in (
@@ -166,6 +180,7 @@ class AdapterBank:
             self._prompts.pop(digest, None)
             self._prefixes.pop(digest, None)
             self._virtual.pop(digest, None)
+            self._changes.pop(digest, None)
         self._freed.put(digest)
 
     def take_freed(self) -> list[str]:
@@ -181,11 +196,21 @@ class AdapterBank:
         parts = {}
         for share in adapters:
             rows = self._rows.get(share.digest)
-            virtual = share.digest in self._prompts or share.digest in self._prefixes
-            assert rows or virtual, "an adapter left the device while in use"
+            others = (self._prompts, self._prefixes, self._changes)
+            is_there = rows or any(share.digest in table for table in others)
+            assert is_there, "an adapter left the device while in use"
             if rows:
                 parts[share] = Part(rows.row0, rows.count, share.weight)
         return parts
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether any resident version changes more than low-rank updates do."""
+        return bool(self._changes)
+
+    def changes(self, digest: str) -> PlacedChanges | None:
+        """What a resident version changes besides its rank rows; None if nothing."""
+        return self._changes.get(digest)
 
     def prompt(self, digest: str) -> Tensor | None:
         """Virtual tokens [num_virtual_tokens, hidden_size] of a resident soft prompt."""
@@ -208,5 +233,5 @@ class AdapterBank:
             self._allocator.check_integrity()
             held = sum(rows.count for rows in self._rows.values())
             assert held == self._pool_rows - self._allocator.num_free, "rank rows were lost"
-            placed = self._prompts.keys() | self._prefixes.keys()
+            placed = self._prompts.keys() | self._prefixes.keys() | self._changes.keys()
             assert placed <= self._virtual.keys(), "virtual tokens without a place"

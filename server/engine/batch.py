@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polygraft.kernels.attention import AttentionPlan
 from polygraft.kernels.native.attention import NativeAttentionPlan
+from polygraft.server.engine.changed_rows import ChangedRows, NormRows
 from polygraft.server.engine.sequence import Sequence
 
 
@@ -67,6 +68,7 @@ class ForwardBatch:
     lora: list[LoraUpdate]
     logit_rows: Tensor  # [num_logits] int64
     samples: list[SampleRows]  # in the order of logit_rows
+    changed: list[ChangedRows] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -79,3 +81,4 @@ class StepSlot:
     slot_mapping: Tensor | None = None
     attention: AttentionPlan | NativeAttentionPlan | None = None
     lora: list[LoraUpdate] = field(default_factory=list)
+    norms: dict[str, list[NormRows]] = field(default_factory=dict)  # rows with norms of their own

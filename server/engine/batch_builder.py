@@ -24,6 +24,7 @@ from polygraft.server.engine.batch import (
     SampleRows,
     VirtualRows,
 )
+from polygraft.server.engine.changed_rows import AffineUpdate, ChangedRows, joined
 from polygraft.server.engine.lora_tables import (
     BASE_ONLY,
     Key,
@@ -57,15 +58,18 @@ class BatchBuilder:
         ordered = sorted(chunks, key=lambda c: (keys[c.sequence.id], c.num_tokens > 1))
         starts = np.cumsum([0, *(c.num_tokens for c in ordered)]).tolist()
         samples, logit_rows = _sampled_rows(ordered, starts)
+        updates = self._updates([keys[c.sequence.id] for c in ordered], starts)
+        changed = self._changed_rows(ordered, starts, samples)
         return ForwardBatch(
             token_ids=self._tensor(np.concatenate([_token_ids(c) for c in ordered])),
             positions=self._tensor(np.concatenate([_positions(c) for c in ordered])),
             slot_mapping=self._tensor(np.concatenate([_cells(c) for c in ordered])),
             virtual=self._virtual_rows(ordered, starts),
             attention=self._attention(ordered, starts),
-            lora=self._updates([keys[c.sequence.id] for c in ordered], starts),
+            lora=[AffineUpdate(changed), *updates] if changed else updates,
             logit_rows=self._tensor(np.asarray(logit_rows, dtype=np.int64)),
             samples=samples,
+            changed=changed,
         )
 
     def updates_for(self, shares: tuple[AdapterShare, ...], num_rows: int) -> list[LoraUpdate]:
@@ -84,6 +88,23 @@ class BatchBuilder:
             if key != BASE_ONLY:
                 spans.append(Span(key, starts[chunks[0]], starts[chunks[-1] + 1]))
         return self._lora.updates(spans)
+
+    def _changed_rows(
+        self, ordered: Sequence[Chunk], starts: Sequence[int], samples: Sequence[SampleRows]
+    ) -> list[ChangedRows]:
+        if not self._bank.has_changes:
+            return []
+        logits = {id(sample.chunk): sample for sample in samples}
+        found = []
+        for index, chunk in enumerate(ordered):
+            for digest in chunk.sequence.digests:
+                changes = self._bank.changes(digest)
+                if changes is not None:
+                    sample = logits.get(id(chunk))
+                    first, count = (sample.first, sample.count) if sample else (0, 0)
+                    rows = starts[index], starts[index + 1], first, first + count
+                    found.append(ChangedRows(*rows, changes))
+        return joined(found)
 
     def _virtual_rows(self, ordered: Sequence[Chunk], starts: Sequence[int]) -> list[VirtualRows]:
         found = []

@@ -60,8 +60,9 @@ class EngineConfig(BaseModel):
     virtual_token_rows: int = Field(
         16384,
         ge=1,
-        description="Rows of the hidden size for resident soft prompts (one per virtual token) and "
-        "prefixes (one per hidden size of their keys and values), in total.",
+        description="Rows of the hidden size for resident soft prompts (one per virtual token), "
+        "prefixes (one per hidden size of their keys and values) and whatever adapters change "
+        "besides low-rank updates, in total.",
     )
     max_queued_requests: int = Field(1024, gt=0, description="Requests waiting at most.")
     max_queued_tokens: int = Field(

@@ -9,6 +9,7 @@ block below are replaced; `selfcheck` compares the whole model with transformers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,7 +33,15 @@ FAMILIES = frozenset(
 class FusedLayer(nn.Module):
     """Stands in for one decoder layer of `FAMILIES`."""
 
-    def __init__(self, layer: nn.Module, facts: LayerFacts, keys: Tensor, values: Tensor) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        facts: LayerFacts,
+        keys: Tensor,
+        values: Tensor,
+        names: Mapping[int, str],
+    ) -> None:
+        """names: those of the model's modules, by id."""
         super().__init__()
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
@@ -41,7 +50,9 @@ class FusedLayer(nn.Module):
         self._o: Site = attention.o_proj.site
         self._gate_up: Site = mlp.gate_proj.site
         self._down: Site = mlp.down_proj.site
-        self._norms = [_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)]
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self._norms = [_norm(norm) for norm in norms]
+        self._norm_names = [names[id(norm)] for norm in norms]
         q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self._rotation = HeadRotation(
             keys,
@@ -65,12 +76,24 @@ class FusedLayer(nn.Module):
         assert cells is not None
         (first, first_eps), (second, second_eps) = self._norms
         cosine, sine = position_embeddings
-        qkv = self._qkv.run(rms_norm(x, first, first_eps), slot)
+        normed = rms_norm(x, first, first_eps)
+        if slot.norms:
+            self._renorm(0, x, normed)
+        qkv = self._qkv.run(normed, slot)
         self._rotation(qkv, cosine[0], sine[0], cells)
         attended = self._o.run(self._attention(plan, qkv), slot)
-        gate_up = self._gate_up.run(add_rms_norm(x, attended, second, second_eps), slot)
+        normed = add_rms_norm(x, attended, second, second_eps)
+        if slot.norms:
+            self._renorm(1, x, normed)
+        gate_up = self._gate_up.run(normed, slot)
         x += self._down.run(silu_mul(gate_up), slot)
         return hidden_states
+
+    def _renorm(self, which: int, x: Tensor, normed: Tensor) -> None:
+        """Rows whose adapter has a weight of its own for this norm, once more with it."""
+        eps = self._norms[which][1]
+        for start, end, parameters in self._slot.norms.get(self._norm_names[which], ()):
+            normed[start:end] = rms_norm(x[start:end], parameters["weight"], eps)
 
 
 def fuse_layers(model: nn.Module, probed: ProbedModel, cache: KVCache) -> int:
@@ -80,6 +103,7 @@ def fuse_layers(model: nn.Module, probed: ProbedModel, cache: KVCache) -> int:
         for parent in model.modules()
         for name, child in parent.named_children()
     }
+    names = {id(module): name for name, module in model.named_modules()}
     fused = 0
     for index, attention in enumerate(probed.attention_modules):
         layer, _ = parents[id(attention)]
@@ -87,7 +111,8 @@ def fuse_layers(model: nn.Module, probed: ProbedModel, cache: KVCache) -> int:
             continue
         container, name = parents[id(layer)]
         keys, values = cache.keys[index], cache.values[index]
-        container._modules[name] = FusedLayer(layer, probed.layers[index], keys, values)
+        facts = probed.layers[index]
+        container._modules[name] = FusedLayer(layer, facts, keys, values, names)
         fused += 1
     return fused
 

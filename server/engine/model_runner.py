@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from polygraft.adapters.errors import ModelRefused
+from polygraft.adapters.geometry import embedding_scale
 from polygraft.kernels.attention import PagedAttention
 from polygraft.kernels.linear import WeightFormat, make_linear
 from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan
 from polygraft.kernels.native.library import TYPES, native_kernels
 from polygraft.server.engine.base import LoadedBase, output_head
 from polygraft.server.engine.batch import ForwardBatch, StepSlot
+from polygraft.server.engine.changed_rows import changes_applied, embed_, norm_rows
 from polygraft.server.engine.fused_layer import fuse_layers
 from polygraft.server.engine.interface import install_attention
 from polygraft.server.engine.kv_cache import KVCache
@@ -67,6 +69,8 @@ class ModelRunner:
         self._embedding = base.model.get_input_embeddings()
         if weight_format == "int8":
             _require_int8(base.dtype, native=self.native_group is not None)
+        self._embedding_scale = embedding_scale(self._embedding)
+        self._norms = {name: base.model.get_submodule(name) for name in probed.norms}
         self.sites = build_sites(base.model, probed.site_groups, self._slot, weight_format)
         install_attention(probed.attention_modules, self._attend)
         head = output_head(base.model)
@@ -77,6 +81,7 @@ class ModelRunner:
         self.num_fused_layers = 0
         if self.native_group is not None:
             self.num_fused_layers = fuse_layers(base.model, probed, cache)
+        self._head = output_head(base.model)
         logger.info(
             "CPU kernels: %s; %d of %d layers fused",
             "torch" if self.native_group is None else "native",
@@ -88,6 +93,8 @@ class ModelRunner:
     def run(self, batch: ForwardBatch) -> Tensor:
         """Logits [num_logits, vocab_size] in float32 of the rows in `batch.logit_rows`."""
         rows = self._embedding(batch.token_ids)  # [num_tokens, hidden_size]
+        if batch.changed:
+            embed_(rows, batch.token_ids, batch.changed, self._embedding_scale)
         for virtual in batch.virtual:
             prompt = virtual.prompt[virtual.offset : virtual.offset + virtual.count]
             rows[virtual.start : virtual.start + virtual.count] = prompt
@@ -98,16 +105,25 @@ class ModelRunner:
             batch.lora,
         )
         try:
-            output: Any = self.base.model(
-                inputs_embeds=rows[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                logits_to_keep=batch.logit_rows,
-            )
+            output = self._call(rows, batch)
         finally:
-            slot.slot_mapping, slot.attention, slot.lora = None, None, []
+            slot.slot_mapping, slot.attention, slot.lora, slot.norms = None, None, [], {}
         logits: Tensor = output.logits[0]
         return logits.float()
+
+    def _call(self, rows: Tensor, batch: ForwardBatch) -> Any:
+        """transformers' model on the rows of the step."""
+        arguments = {
+            "inputs_embeds": rows[None],
+            "position_ids": batch.positions[None],
+            "use_cache": False,
+            "logits_to_keep": batch.logit_rows,
+        }
+        if not batch.changed:
+            return self.base.model(**arguments)
+        self._slot.norms = norm_rows(batch.changed)
+        with changes_applied(self._head, self._norms, batch.changed, self._slot.norms):
+            return self.base.model(**arguments)
 
     def _attend(
         self,

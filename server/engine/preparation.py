@@ -59,5 +59,5 @@ def prepare(name_or_path: str | Path, config: EngineConfig) -> PreparedBase:
     )
     check_numbers(loaded, runner, bank, config.block_size, reference)
     names = {name for site in runner.sites for name in site.names}
-    geometry = loaded.geometry.with_sites(names)
+    geometry = loaded.geometry.with_sites(names, probed.norms)
     return PreparedBase(replace(loaded, geometry=geometry), runner, bank)

@@ -54,6 +54,7 @@ class ProbedModel:
     layers: tuple[LayerFacts, ...]
     attention_modules: tuple[nn.Module, ...]
     site_groups: tuple[tuple[str, ...], ...]  # module names that share one input, in call order
+    norms: frozenset[str] = frozenset()  # those that every token passes once, as a whole row
 
     @property
     def kv_shapes(self) -> tuple[KVShape, ...]:
@@ -103,7 +104,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
     try:
         model.set_attn_implementation(PROBING)
         with refused_if_it_fails("the probe"):
-            calls = _record_linear_calls(base)
+            calls, norms = _record_calls(base)
     finally:
         remove_attention(everything)
         model.set_attn_implementation(SERVING)
@@ -113,6 +114,7 @@ def probe_model(base: LoadedBase) -> ProbedModel:
         layers=tuple(layer.facts for layer in layers),
         attention_modules=tuple(layer.module for layer in layers),
         site_groups=_group_sites(base.model, calls),
+        norms=norms,
     )
 
 
@@ -144,17 +146,26 @@ def _require_all_layers(base: LoadedBase, called: list[int]) -> None:
 
 
 @torch.inference_mode()
-def _record_linear_calls(base: LoadedBase) -> list[tuple[str, Tensor]]:
-    """(module name, input) of every linear call, in order. The tensors are kept alive on purpose:
-    a freed one could give its id to the next input."""
+def _record_calls(base: LoadedBase) -> tuple[list[tuple[str, Tensor]], frozenset[str]]:
+    """(module name, input) of every linear call, in order; and the norms that are called once with
+    a row for every token. The tensors are kept alive on purpose: a freed one could give its id to
+    the next input."""
     head = output_head(base.model)
     calls: list[tuple[str, Tensor]] = []
+    norms: list[tuple[str, Tensor]] = []
     hooks = []
     for name, module in base.model.named_modules():
-        if _is_plain_linear(module) and module is not head:
+        is_linear = _is_plain_linear(module) and module is not head
+        if is_linear or name in base.geometry.norms:
+            found = calls if is_linear else norms
 
-            def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                calls.append((name, args[0]))
+            def hook(
+                _: nn.Module,
+                args: tuple[Any, ...],
+                name: str = name,
+                found: list[tuple[str, Tensor]] = found,
+            ) -> None:
+                found.append((name, args[0]))
 
             hooks.append(module.register_forward_pre_hook(hook))
     try:
@@ -172,7 +183,9 @@ def _record_linear_calls(base: LoadedBase) -> list[tuple[str, Tensor]]:
     finally:
         for handle in hooks:
             handle.remove()
-    return calls
+    times = Counter(name for name, _ in norms)
+    by_token = (n for n, x in norms if x.shape[:-1].numel() == _PROBE_TOKENS and times[n] == 1)
+    return calls, frozenset(by_token)
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

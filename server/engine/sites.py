@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from polygraft.adapters.low_rank import LoraModule
 from polygraft.kernels.linear import WeightFormat, make_linear
 from polygraft.kernels.rank_pool import SiteShape
 from polygraft.server.engine.batch import StepSlot
@@ -36,6 +37,9 @@ class Site:
         biases = [b for module in modules if isinstance(b := getattr(module, "bias", None), Tensor)]
         self.shape = SiteShape(weights[0].shape[1], tuple(w.shape[0] for w in weights))
         bias = torch.cat([b.detach() for b in biases]) if biases else None
+        norms = [torch.linalg.vector_norm(w, dim=1, dtype=torch.float32) for w in weights]
+        self._squared_norms = torch.cat(norms).square()  # of the rows of W, [out_features]
+        self.bias = bias
         self.linear = make_linear(torch.cat(weights), bias, weight_format)
         self._x: Tensor | None = None
         self._y: Tensor | None = None
@@ -46,6 +50,22 @@ class Site:
         for update in slot.lora:
             update.add_(self.index, x, y)
         return y
+
+    def row_norms(self, z: int, module: LoraModule) -> Tensor:
+        """||W + s B A|| of every row of slice z, [out_features], without making B A.
+
+        Why so: W is packed, and only products with it are at hand. In bfloat16 the product is
+        rounded, which moves the norm by as many bits less as the update is smaller than W.
+        """
+        low, high = self.shape.bounds(z)
+        s, a, b = module.scaling, module.lora_a.float(), module.lora_b.float()
+        product = self.linear(module.lora_a).float()
+        if self.bias is not None:
+            product -= self.bias.float()
+        cross = (product[:, low:high].t() * b).sum(1)
+        square = ((b @ (a @ a.t())) * b).sum(1)
+        total = self._squared_norms[low:high] + 2 * s * cross + s * s * square
+        return total.clamp_min(0).sqrt()
 
     def output(self, x: Tensor, slot: StepSlot, *, last: bool) -> Tensor:
         """The concatenated output of the site for x [..., in_features], one row per token."""

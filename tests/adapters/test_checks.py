@@ -26,7 +26,7 @@ from engine_support.architectures import SERVED
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from torch import Tensor
 
-from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterUnsupported
+from polygraft.adapters.errors import AdapterIncompatible, AdapterInvalid
 from polygraft.adapters.files import CONFIG_FILE
 from polygraft.adapters.geometry import KVShape
 from polygraft.adapters.limits import AdapterLimits
@@ -42,33 +42,6 @@ def read(directory: Path, **limits: int) -> AdapterWeights:
 
 def read_tensors(directory: Path, tensors: dict[str, Tensor], **config: Any) -> AdapterWeights:
     return read(write_adapter(directory, lora_config(**config), tensors))
-
-
-FEATURES: dict[str, tuple[PeftConfig, str]] = {
-    "dora": (LoraConfig(r=2, target_modules=["q_proj"], use_dora=True), "use_dora"),
-    "lora_bias": (LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True), "lora_bias"),
-    "bias_all": (LoraConfig(r=2, target_modules=["q_proj"], bias="all"), "bias"),
-    "modules_to_save": (
-        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
-        "modules_to_save",
-    ),
-    "trainable_tokens": (
-        LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4]),
-        "trainable_token_indices",
-    ),
-}
-
-
-@pytest.mark.parametrize("feature", FEATURES)
-def test_features_we_do_not_apply_are_refused_by_their_config_key(
-    feature: str, tmp_path: Path
-) -> None:
-    config, key = FEATURES[feature]
-    directory = save(peft_model("qwen2", config), tmp_path)
-    geometry = geometry_of(SERVED["qwen2"].build())
-    with pytest.raises(AdapterUnsupported, match=f"adapter_config.json: {key}: ") as caught:
-        read_adapter(directory, geometry, AdapterLimits(), dtype=torch.float32)
-    assert caught.value.hint
 
 
 LEFTOVERS: dict[str, tuple[PeftConfig, dict[str, Any], str]] = {
@@ -97,11 +70,6 @@ LEFTOVERS: dict[str, tuple[PeftConfig, dict[str, Any], str]] = {
         {"trainable_token_indices": None},
         "trainable tokens",
     ),
-    "embedding": (
-        LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]),
-        {},
-        "LoRA on an embedding",
-    ),
 }
 
 
@@ -115,14 +83,6 @@ def test_their_tensors_are_refused_even_when_the_config_denies_them(
     (directory / CONFIG_FILE).write_text(json.dumps({**written, **changes}))
     geometry = geometry_of(SERVED["qwen2"].build())
     with pytest.raises(AdapterInvalid, match=f"the file holds {name}"):
-        read_adapter(directory, geometry, AdapterLimits(), dtype=torch.float32)
-
-
-def test_lora_on_the_output_head_is_refused_by_name(tmp_path: Path) -> None:
-    config = LoraConfig(r=2, target_modules=["lm_head"])
-    directory = save(peft_model("llama", config), tmp_path, save_embedding_layers=False)
-    geometry = geometry_of(SERVED["llama"].build())
-    with pytest.raises(AdapterUnsupported, match="LoRA on the output head lm_head"):
         read_adapter(directory, geometry, AdapterLimits(), dtype=torch.float32)
 
 

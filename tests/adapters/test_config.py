@@ -19,11 +19,6 @@ from polygraft.adapters.errors import AdapterInvalid, AdapterUnsupported
 from polygraft.adapters.features import Method, Status, keys
 
 REFUSED = {
-    "use_dora": True,
-    "lora_bias": True,
-    "bias": "all",
-    "modules_to_save": ["norm"],
-    "trainable_token_indices": [1, 2],
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "alora_invocation_tokens": [5],
     "layer_replication": [[0, 1]],
@@ -118,6 +113,14 @@ def test_a_type_that_is_none_is_refused(peft_type: object) -> None:
         ("rank_pattern", {"q_proj": 0}),
         ("rank_pattern", {"q_proj": -1}),
         ("alpha_pattern", {"q_proj": "2"}),
+        ("use_dora", 1),
+        ("lora_bias", "yes"),
+        ("bias", "lora"),
+        ("modules_to_save", "lm_head"),
+        ("modules_to_save", [3]),
+        ("trainable_token_indices", [1, True]),
+        ("trainable_token_indices", ["1"]),
+        ("trainable_token_indices", {"wte": [1], "lm_head": [2]}),
     ],
 )
 def test_values_of_the_wrong_kind_are_refused(key: str, value: object) -> None:
@@ -144,10 +147,10 @@ def test_soft_prompts_are_checked_as_strictly(key: str, value: object) -> None:
 
 def test_all_problems_of_a_config_are_told_at_once() -> None:
     with pytest.raises(AdapterInvalid) as caught:
-        parse_config(lora_config(use_dora=True, r=0, bias="all"))
+        parse_config(lora_config(use_qalora=True, r=0, bias="most"))
     text = str(caught.value)
     assert text.startswith("3 problems.")
-    for part in ("use_dora: true is not supported", "r: 0 is not valid", 'bias: "all"'):
+    for part in ("use_qalora: true is not supported", "r: 0 is not valid", 'bias: "most"'):
         assert part in text
 
 

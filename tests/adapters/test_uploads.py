@@ -192,7 +192,7 @@ def test_a_manifest_that_does_not_fit_its_files_is_refused(
 @pytest.mark.parametrize(
     ("make", "error", "reason"),
     [
-        (lambda d: write_adapter(d, lora_config(use_dora=True)), AdapterUnsupported, None),
+        (lambda d: write_adapter(d, lora_config(use_qalora=True)), AdapterUnsupported, None),
         (
             lambda d: write_adapter(d, tensors={k: v * 0 for k, v in lora_tensors().items()}),
             AdapterInvalid,

@@ -87,9 +87,9 @@ def make_nan(directory: Path) -> None:
 
 def make_modules_to_save(directory: Path) -> None:
     weights = load_file(directory / WEIGHTS)
-    weights["base_model.model.model.norm.weight"] = torch.ones(48)
+    weights["base_model.model.model.layers.0.mlp.up_proj.weight"] = torch.ones(96, 48)
     save_file(weights, directory / WEIGHTS)
-    change_config(directory, modules_to_save=["norm"])
+    change_config(directory, modules_to_save=["up_proj"])
 
 
 def make_other_base(directory: Path) -> None:
@@ -102,8 +102,9 @@ def make_other_base(directory: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "DoRA": (lambda d: change_config(d, use_dora=True), "ADAPTER_UNSUPPORTED", "use_dora"),
-    "modules_to_save": (make_modules_to_save, "ADAPTER_UNSUPPORTED", "modules_to_save"),
+    "KaSA": (lambda d: change_config(d, kasa_config={"beta": 1}), "ADAPTER_UNSUPPORTED", "kasa"),
+    "half a DoRA": (lambda d: change_config(d, use_dora=True), "ADAPTER_INVALID", "magnitude"),
+    "modules_to_save": (make_modules_to_save, "ADAPTER_UNSUPPORTED", "a full weight"),
     "PiSSA": (
         lambda d: change_config(d, init_lora_weights="pissa"),
         "ADAPTER_UNSUPPORTED",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from engine_support.adapter_builders import TOKENS, lora, other, plain_lora, with_settings
-from engine_support.adapter_corpus import Case, Prepare
+from engine_support.adapter_corpus import ALL, Case, Prepare
 from engine_support.refused_adapters import refused_cases
 from polygraft.adapters.features import PLAIN_INITS
+from polygraft.adapters.files import WEIGHTS_FILE
 
 IDS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(5))
 
@@ -185,50 +188,143 @@ def _initialisations() -> Iterator[Case]:
 
 
 def _beside_low_rank() -> Iterator[Case]:
-    yield Case("lora_bias", "a bias of LoRA", plain_lora(lora_bias=True), "lora_bias")
+    yield Case("lora_bias", "a bias of LoRA", plain_lora(lora_bias=True, use_rslora=True))
     for bias in ("all", "lora_only"):
-        yield Case(f"bias {bias}", "biases", plain_lora(bias=bias), "bias: ")
+        yield Case(f"bias {bias}", "biases", plain_lora(bias=bias))
     tokens = "trainable tokens"
-    yield Case(
-        tokens, tokens, plain_lora(trainable_token_indices=TOKENS), "trainable_token_indices"
-    )
+    yield Case(tokens, tokens, plain_lora(trainable_token_indices=TOKENS))
     yield Case(
         "trainable tokens by name",
         tokens,
         lambda n: lora(n, trainable_token_indices={n.embedding: [9, 2]}),
-        "trainable_token_indices",
         bases=("llama", "phi3"),
     )
-    yield Case("dora", "DoRA", plain_lora(use_dora=True), "use_dora")
+    yield Case(
+        "trainable tokens of the head",
+        tokens,
+        lambda n: lora(n, trainable_token_indices={"lm_head": [9, 2]}),
+        "trainable_token_indices: tokens of lm_head",
+        bases=("qwen3",),
+    )
+    yield Case("dora", "DoRA", plain_lora(use_dora=True))
+    yield Case("dora everywhere", "DoRA", lambda n: lora(n, "all-linear", use_dora=True))
     yield Case(
         "dora with patterns",
         "DoRA",
         lambda n: lora(
             n, use_dora=True, use_rslora=True, rank_pattern={n.mlp: 2}, alpha_pattern={n.mlp: 5}
         ),
-        "use_dora",
         bases=("gpt2", "qwen3"),
     )
+    yield Case(
+        "dora on the output head",
+        "DoRA",
+        lambda n: lora(n, [n.attention, "lm_head"], use_dora=True),
+        "DoRA on lm_head",
+        bases=("qwen3",),
+    )
+    yield from _trained_in_full()
+    yield from _tables()
+    yield Case(
+        "everything at once",
+        "biases",
+        lambda n: lora(
+            n,
+            [n.attention, n.mlp, n.embedding, "lm_head"],
+            bias="lora_only",
+            use_rslora=True,
+            modules_to_save=[n.final_norm],
+        ),
+        bases=("gpt2", "phi3"),
+    )
+    yield Case(
+        "all biases beside a norm trained in full",  # PEFT saves the norm's three times over
+        "biases",
+        lambda n: lora(n, bias="all", modules_to_save=[n.final_norm]),
+        "holds modules_to_save",
+        bases=("gpt2",),
+    )
+
+
+def _trained_in_full() -> Iterator[Case]:
     full = "modules trained in full"
-    for name, part in {"head": "lm_head", "embedding": "embedding", "norm": "final_norm"}.items():
+    parts = {"head": "lm_head", "embedding": "embedding", "norm": "final_norm"}
+    for name, part in parts.items():
+        bases = ("llama", "gpt2", "phi3") if name == "norm" else ALL
         yield Case(
-            f"a {name} trained in full",
+            f"{name} trained in full",
             full,
             lambda n, part=part: lora(n, modules_to_save=[getattr(n, part, part)]),
-            "modules_to_save",
+            bases=bases,
         )
-    embedding = "LoRA on an embedding"
-    yield Case(embedding, embedding, lambda n: lora(n, [n.attention, n.embedding]), embedding)
-    head = "LoRA on the output head"
-    yield Case(head, head, lambda n: lora(n, [n.attention, "lm_head"]), head)
     yield Case(
-        "LoRA on the output head with its copy",
-        head,
-        lambda n: lora(n, [n.attention, "lm_head"]),
-        "a copy of a base weight",
+        "norms of the layers trained in full",
+        full,
+        lambda n: lora(n, modules_to_save=["input_layernorm", "post_attention_layernorm"]),
+        bases=("llama", "qwen3", "phi3"),
+    )
+    yield Case(
+        "norms inside attention trained in full",
+        full,
+        lambda n: lora(n, modules_to_save=["norm"]),
+        "q_norm, which normalises parts of a row",
+        bases=("qwen3",),
+    )
+    yield Case(
+        "a projection trained in full",
+        full,
+        lambda n: lora(n, [n.attention], modules_to_save=[n.mlp]),
+        "a full weight",
+        bases=("llama",),
+    )
+
+
+def _tables() -> Iterator[Case]:
+    embedding, head = "LoRA on an embedding", "LoRA on the output head"
+    yield Case(embedding, embedding, lambda n: lora(n, [n.attention, n.embedding]))
+    yield Case(
+        "LoRA on nothing but an embedding",
+        embedding,
+        lambda n: lora(n, [n.embedding], alpha_pattern={n.embedding: 9}),
+        bases=("llama", "gpt2"),
+    )
+    yield Case(
+        "LoRA on both, with copies of them",
+        embedding,
+        lambda n: lora(n, [n.embedding, "lm_head", n.mlp]),
         save={},
         bases=("llama", "qwen3"),
     )
+    yield Case(head, head, lambda n: lora(n, [n.attention, "lm_head"], use_rslora=True))
+    yield Case(
+        "LoRA on nothing but the output head",
+        head,
+        lambda n: lora(n, ["lm_head"], rank_pattern={"lm_head": 9}),
+        bases=("llama", "phi3"),
+    )
+    yield Case(
+        "LoRA on the output head with its bias",
+        head,
+        lambda n: lora(n, [n.attention, "lm_head"], lora_bias=True),
+        bases=("qwen3",),
+    )
+    yield Case(
+        "a copy of another base's head",
+        head,
+        lambda n: lora(n, [n.attention, "lm_head"]),
+        "is not the weight of",
+        edit=_change_copy,
+        save={},
+        bases=("qwen3",),
+    )
+
+
+def _change_copy(directory: Path) -> None:
+    file = directory / WEIGHTS_FILE
+    tensors = load_file(file)
+    (name,) = [name for name in tensors if name.endswith("base_layer.weight")]
+    tensors[name][3, 5] += 0.5
+    save_file(tensors, file)
 
 
 CASES: tuple[Case, ...] = tuple(_cases())

@@ -161,3 +161,32 @@ async def test_adapter_and_adapters_exclude_each_other(service: Service) -> None
     with pytest.raises(ClientInvalidRequest) as caught:
         await service.client.generate("Hi", adapter="a", adapters={"b": 1.0})
     assert caught.value.metadata["item"] == "adapters"
+
+
+@pytest.mark.parametrize(
+    ("shares", "item"),
+    [
+        ([("dora", 0.5)], "adapters[0].adapter"),
+        ([("one", 1.0), ("dora", 1.0)], "adapters[1].adapter"),
+        ([("soft", 1.0), ("dora", 2.0)], "adapters[1].adapter"),
+    ],
+)
+def test_what_changes_more_than_low_rank_updates_is_neither_weighted_nor_added(
+    shares: list[tuple[str, float]], item: str, records: dict[str, VersionRecord]
+) -> None:
+    names = Names(**records, dora=with_features(records["two"]))
+    with pytest.raises(InvalidRequest, match="use_dora") as caught:
+        select(names, *shares)
+    assert (caught.value.code, caught.value.item) == ("INVALID_COMPOSITION", item)
+
+
+def test_it_goes_alone_or_behind_virtual_tokens(records: dict[str, VersionRecord]) -> None:
+    names = Names(**records, dora=with_features(records["two"]))
+    assert len(select(names, ("dora", 1.0)).versions) == 1
+    assert len(select(names, ("dora", 1.0), ("soft", 1.0), ("one", 0.0)).versions) == 2
+
+
+def with_features(record: VersionRecord) -> VersionRecord:
+    made = record.manifest.format.model_copy(update={"features": ("use_dora",)})
+    manifest = record.manifest.model_copy(update={"format": made})
+    return replace(record, read_manifest=lambda digest: manifest)

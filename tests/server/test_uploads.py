@@ -263,12 +263,12 @@ async def test_a_spoiled_upload_is_refused_and_harms_nobody(
 async def test_files_that_cannot_be_applied_exactly_are_refused_by_name(
     service: Service, tmp_path: Path
 ) -> None:
-    saved, big = lora_config(modules_to_save=["lm_head"]), lora_config(r=300)
+    other, big = lora_config(peft_type="LOHA"), lora_config(r=300)
     tensors = lora_tensors()
     poisoned = {name: torch.full_like(value, float("nan")) for name, value in tensors.items()}
     for folder, error in (
-        (write_adapter(tmp_path / "dora", lora_config(use_dora=True)), AdapterUnsupported),
-        (write_adapter(tmp_path / "saved", saved), AdapterUnsupported),
+        (write_adapter(tmp_path / "qalora", lora_config(use_qalora=True)), AdapterUnsupported),
+        (write_adapter(tmp_path / "other", other), AdapterUnsupported),
         (write_adapter(tmp_path / "nan", None, poisoned), AdapterInvalid),
         (write_adapter(tmp_path / "rank", big, lora_tensors(300)), AdapterIncompatible),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,7 +85,11 @@ def _inspect(
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     typer.echo(f"loading {settings.model} ...", err=True)
     # The checks run no request: little cache, and no compiler is needed.
-    small = {"kv_bytes": min(settings.engine.kv_bytes, 64 << 20), "native_kernels": False}
+    small: dict[str, Any] = {
+        "kv_bytes": min(settings.engine.kv_bytes, 64 << 20),
+        "native_kernels": False,
+        "weight_format": "packed",
+    }
     engine = Engine.load(settings.model, settings.engine.model_copy(update=small))
     return inspect_for_base(
         files,
@@ -127,6 +131,8 @@ def _rows(found: Inspected) -> list[tuple[str, str]]:
         rows.append(("virtual tokens", str(found.num_virtual_tokens)))
     if found.modules:
         rows.append(("layers", ", ".join(found.modules)))
+    if found.features:
+        rows.append(("besides", ", ".join(found.features)))
     rows.append(("tensors", str(found.num_tensors)))
     rows.append(("bytes", f"{found.num_bytes:,}"))
     if found.base is not None:

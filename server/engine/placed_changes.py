@@ -1,0 +1,82 @@
+"""Brings changes besides low-rank updates to the device: by site instead of by module.
+
+    y = gain * (W x) + bias   becomes   y := gain * y + offset   on the rows of one adapter,
+
+before the low-rank updates are added. DoRA, biases and the bias of LoRA are all of this form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from polygraft.adapters.errors import AdapterInvalid
+from polygraft.adapters.low_rank import LoraModule
+from polygraft.adapters.weights import AdapterWeights
+from polygraft.server.engine.changed_rows import Affine, PlacedChanges
+from polygraft.server.engine.sites import Site
+
+
+def place_changes(
+    weights: AdapterWeights, sites: Sequence[Site], place_of: Mapping[str, tuple[int, int]]
+) -> tuple[PlacedChanges | None, Mapping[str, LoraModule]]:
+    """The changes of a version, None if there are none, and its low-rank updates as the pool is to
+    hold them: those of DoRA with the gain in B.
+
+    place_of: module -> index of its site and place in it. Raises AdapterInvalid when a gain is not
+    finite.
+    """
+    changes = weights.changes
+    if not changes:
+        return None, weights.modules
+    modules = dict(weights.modules)
+    gains: dict[str, Tensor] = {}
+    for name, magnitude in changes.magnitudes.items():
+        index, z = place_of[name]
+        gains[name] = _gain(name, magnitude, sites[index].row_norms(z, modules[name]))
+        module = modules[name]
+        scaled = (module.lora_b.float() * gains[name][:, None]).to(module.lora_b.dtype)
+        modules[name] = replace(module, lora_b=scaled)
+    by_site = {place_of[name][0] for name in (*gains, *changes.offsets, *changes.biases)}
+    affine = {
+        index: _affine(sites[index], gains, changes.offsets, changes.biases) for index in by_site
+    }
+    return PlacedChanges(affine, changes.norms, changes.embedding, changes.head), modules
+
+
+def _affine(
+    site: Site,
+    gains: Mapping[str, Tensor],
+    offsets: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor],
+) -> Affine:
+    gain = torch.ones(site.shape.out_features)
+    offset = torch.zeros(site.shape.out_features)
+    bias = torch.zeros_like(offset) if site.bias is None else site.bias.float()
+    for z, name in enumerate(site.names):
+        low, high = site.shape.bounds(z)
+        columns = slice(low, high)
+        own = biases[name].float() if name in biases else bias[columns]
+        gain[columns] = gains.get(name, gain[columns])
+        # y has the base's bias in it, which the gain must not reach.
+        offset[columns] = own - gain[columns] * bias[columns]
+        if name in offsets:
+            offset[columns] += offsets[name].float()
+    has_gain = any(name in gains for name in site.names)
+    return Affine(gain if has_gain else None, offset)
+
+
+def _gain(name: str, magnitude: Tensor, norms: Tensor) -> Tensor:
+    """g = m / ||W + s B A|| by rows (arXiv 2402.09353, section 4.3, where it is constant)."""
+    gain = magnitude.float() / norms
+    if not bool(torch.isfinite(gain).all()):
+        raise AdapterInvalid(
+            "a row of the base's weight plus its update is zero, so DoRA cannot divide by its "
+            "norm.",
+            item=name,
+            hint="Retrain without DoRA.",
+        )
+    return gain
