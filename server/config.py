@@ -11,13 +11,14 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.limits import GIB, MIB, AdapterLimits
+from polygraft.adapters.stores.protocol import is_url
 from polygraft.server.engine.config import EngineConfig
 
 ENVIRONMENT_PREFIX = "POLYGRAFT_"
@@ -73,6 +74,24 @@ class AdapterConfig(_Section):
         )
 
 
+class StorageConfig(_Section):
+    """How a server uses the store, alone or with others."""
+
+    local_dir: Path | None = Field(
+        None,
+        description="Directory on this machine for uploads under way and copies of a remote "
+        "store, this server's alone; by default the store's own, for a URL .polygraft.",
+    )
+    cache_bytes: int = Field(10 * GIB, gt=0, description="Disk for copies of a remote store.")
+    timeout: float = Field(30.0, gt=0, description="Seconds for one request to a remote store.")
+    poll_seconds: float = Field(
+        0.5, gt=0, le=60, description="Between two looks at what other servers have written."
+    )
+    refresh_seconds: float = Field(
+        600.0, gt=0, description="Between two comparisons of all names with the store."
+    )
+
+
 class ServerConfig(_Section):
     """Everything that `polygraft serve` can be told."""
 
@@ -83,7 +102,10 @@ class ServerConfig(_Section):
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0: any free one.")
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus page.")
     metrics_port: int = Field(9090, ge=0, le=65535, description="Prometheus port; 0: any free one.")
-    store: Path = Field(Path(".polygraft"), description="Directory that keeps the adapters.")
+    store: Annotated[str, BeforeValidator(str)] = Field(
+        ".polygraft",
+        description="Where adapters are kept: a directory, s3://bucket/prefix, gs:// or az://.",
+    )
     drain_delay: float = Field(
         0.0, ge=0, description="Seconds to go on after health says NOT_SERVING, for balancers."
     )
@@ -101,6 +123,14 @@ class ServerConfig(_Section):
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="The engine.")
     adapters: AdapterConfig = Field(default_factory=AdapterConfig, description="Adapters.")
+    storage: StorageConfig = Field(default_factory=StorageConfig, description="The store.")
+
+    @property
+    def local_directory(self) -> Path:
+        """The directory on this machine that is this server's alone."""
+        if self.storage.local_dir is not None:
+            return self.storage.local_dir
+        return Path(".polygraft" if is_url(self.store) else self.store)
 
 
 def load_config(

@@ -73,6 +73,10 @@ class Metrics:
             "Processes for checking uploads that were lost and replaced, by cause.",
             "cause",
         )
+        self._store_up = Gauge(
+            "polygraft_store_up", "1 while the store answers.", registry=self.registry
+        )
+        self._store_up.set(1)
         self._seconds = self._histogram(
             "request_duration_seconds",
             "Whole time of successful calls.",
@@ -140,6 +144,10 @@ class Metrics:
     def count_validation_failure(self, cause: str) -> None:
         """The process that checks uploads was lost; see VALIDATION_FAILURES."""
         self._validation_failures.labels(cause).inc()
+
+    def store_reached(self, is_reached: bool) -> None:
+        """Whether the store answered when it was last asked."""
+        self._store_up.set(is_reached)
 
     def watch(
         self, engine: Callable[[], EngineStats], adapters: Callable[[], ResidencyStats]

@@ -22,7 +22,6 @@ from polygraft.adapters.manifest import check_base
 from polygraft.adapters.pins import Pins
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency
-from polygraft.adapters.store import LocalStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation_process import ValidationProcess
 from polygraft.adapters.weights import AdapterWeights, read_adapter
@@ -35,12 +34,13 @@ from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc.adapters import AdapterServicer
 from polygraft.server.grpc.generation import GenerationServicer
 from polygraft.server.grpc.listener import Listener
-from polygraft.server.local_store import open_store
 from polygraft.server.metrics import Metrics
 from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
 from polygraft.server.self_test import SelfTest
+from polygraft.server.store_follower import StoreFollower
+from polygraft.server.stores import OpenedStore, open_store
 from polygraft.server.text import longest_token_bytes
 from polygraft.server.validation import RequestLimits, RequestValidator
 
@@ -154,13 +154,13 @@ async def run_server(
         listener = _listener(config, metrics)
         port = take_port(listener.bind, config, "port")
         metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
-        store = open_store(config.store, stack)
+        opened = await asyncio.to_thread(open_store, config, stack)
         engine = await asyncio.to_thread(load, config.model, config.engine)
         if validation is None:
             validation = ValidationProcess(metrics.count_validation_failure)
             stack.callback(validation.close)
         server = _build(
-            config, engine, metrics, listener, (port, metrics_port), store, validation, stack
+            config, engine, metrics, listener, (port, metrics_port), opened, validation, stack
         )
         await _start(server, stack)
         yield server
@@ -183,12 +183,19 @@ def _build(
     metrics: Metrics,
     listener: Listener,
     ports: tuple[int, int],
-    store: LocalStore,
+    opened: OpenedStore,
     validation: ValidationProcess,
     stack: AsyncExitStack,
 ) -> RunningServer:
     limits = config.adapters.limits()
-    registry = Registry(store, in_use=lambda digest: residency.is_wanted(digest))
+    registry = Registry(opened.store, in_use=lambda digest: residency.is_wanted(digest))
+    follower = StoreFollower(
+        registry,
+        poll_seconds=config.storage.poll_seconds,
+        refresh_seconds=config.storage.refresh_seconds,
+        on_reach=metrics.store_reached,
+    )
+    stack.callback(follower.close)
     residency = Residency(
         _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,
@@ -208,7 +215,7 @@ def _build(
         outcome=metrics.count_self_test,
     )
     uploads = Uploads(
-        config.store / "staging",
+        opened.staging,
         registry,
         engine.geometry,
         limits,

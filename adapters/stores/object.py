@@ -44,11 +44,6 @@ _FETCHING_THREADS = 32
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>.+)")
 
 
-def is_url(store: str) -> bool:
-    """Whether a store is named by a URL; else it is a directory."""
-    return _URL.fullmatch(store) is not None
-
-
 class BucketStore:
     """Objects under a URL such as `s3://bucket/prefix`, with a cache on this machine's disk.
 

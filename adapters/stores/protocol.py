@@ -65,3 +65,8 @@ def check_key(key: str) -> str:
     if len(key) > MAX_KEY_LENGTH or not KEY.fullmatch(key):
         raise ValueError(f"{key[:80]!r} is not a store key")
     return key
+
+
+def is_url(store: str) -> bool:
+    """Whether a store is named by a URL; else it is a directory."""
+    return "://" in store

@@ -70,7 +70,7 @@ def shared_validation() -> ValidationProcess:
 
 @asynccontextmanager
 async def running_service(
-    store: Path, *, engine: FakeEngine | None = None, **settings: Any
+    store: Path | str, *, engine: FakeEngine | None = None, **settings: Any
 ) -> AsyncIterator[Service]:
     """A service on this loop. At the end nothing of any request may be left."""
     engine = engine or FakeEngine()

@@ -36,7 +36,11 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs; default cpu.")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Directory that keeps the adapters; default .polygraft.")
+        str | None,
+        typer.Option(
+            help="Where adapters are kept: a directory, s3://bucket/prefix, gs:// or az://; "
+            "default .polygraft."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML or TOML file with any settings.")
@@ -85,6 +89,8 @@ def _announce(server: RunningServer) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from polygraft.adapters.stores.protocol import is_url
+
     geometry, config = server.engine.geometry, server.config
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -97,7 +103,7 @@ def _announce(server: RunningServer) -> None:
             f"http://{config.metrics_host}:{server.metrics_port}/metrics"
             + _instead_of(config.metrics_port, server.metrics_port),
         ),
-        ("store", str(config.store.resolve())),
+        ("store", config.store if is_url(config.store) else str(Path(config.store).resolve())),
         ("adapters", ", ".join(server.registry.names()) or "none yet"),
     ):
         table.add_row(name, value)
