@@ -49,9 +49,7 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     text_config = model_config.get_text_config()
     context = context_length(text_config)
     context = min(context, config.max_context) if config.max_context else context
-    refuse_config(
-        model_config, text_config, context_length=context, step_tokens=config.max_batch_tokens
-    )
+    refuse_config(model_config, text_config, context_length=context, step_tokens=config.step_tokens)
     dtype = choose_dtype(config.dtype, getattr(model_config, "dtype", None))
     tokenizer = load_tokenizer(path)
     model = _load_model(path, dtype)

@@ -19,7 +19,7 @@ def scheduler_limits(config: EngineConfig) -> SchedulerLimits:
     """Caps of one step."""
     return SchedulerLimits(
         max_running=config.max_running,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=config.step_tokens,
         max_chunk=config.max_chunk,
         max_step_adapters=config.max_step_adapters,
         max_step_columns=config.max_step_columns,
