@@ -112,7 +112,8 @@ def _listed(manifest: bytes) -> list[ArchivedFile]:
 def _listed_file(entry: object) -> ArchivedFile:
     if isinstance(entry, Mapping) and set(entry) == {"name", "size", "sha256"}:
         name, size, sha256 = entry["name"], entry["size"], entry["sha256"]
-        if name in _NAMES and type(size) is int and size > 0 and isinstance(sha256, str):
+        is_text = isinstance(name, str) and isinstance(sha256, str)
+        if is_text and name in _NAMES and type(size) is int and size > 0:
             return ArchivedFile(name, size, sha256)
     raise _invalid(f"lists {str(entry)[:160]!r}, which no adapter has.", MANIFEST_FILE)
 
