@@ -20,6 +20,9 @@ from dataclasses import dataclass
 VARIABLE = "POLYGRAFT_FAILPOINTS"
 # In the order in which a publish that moves an alias meets them; a name comes with its call.
 FAILPOINTS = (
+    "upload.open",
+    "upload.chunk",
+    "upload.validate",
     "publish.files",
     "store.open",
     "store.write",
@@ -31,6 +34,7 @@ FAILPOINTS = (
     "alias.record",
     "alias.reply",
     "publish.reply",
+    "upload.reply",
     "store.delete",
 )
 _RULE = re.compile(

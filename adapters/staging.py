@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from polygraft.adapters.errors import InvalidRequest, Overloaded
+from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.staged_file import StagedFile
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader, check_upload_id
 
@@ -92,6 +93,7 @@ class StagedUpload:
             with storage_full_told(self.header.size()):
                 for file in self.files:
                     file.create()
+                failpoint("upload.open")
                 _write_durably(self._folder / HEADER_FILE, _header_bytes(self.header))
         except BaseException:
             self.remove()
@@ -120,6 +122,7 @@ class StagedUpload:
                 allowed=f"0..{len(self.files) - 1}",
             )
         with storage_full_told(len(data)):
+            failpoint("upload.chunk")
             self.files[file_index].write(offset, data)
 
     def check_sizes(self) -> None:

@@ -24,6 +24,7 @@ from polygraft.adapters.errors import (
     PolygraftError,
     UploadCorrupt,
 )
+from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.registry import VersionRecord
 from polygraft.adapters.staging import StagedUpload
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader
@@ -155,7 +156,9 @@ class Upload:
                 raise self._refusal.with_traceback(None)
             self._close_for_writing()
             try:
+                failpoint("upload.validate")
                 published = self._publish(self.header, self._staged.checked_files())
+                failpoint("upload.reply")
             except REFUSALS as refusal:
                 self._end(UploadState.REJECTED, refusal)
                 raise
