@@ -48,12 +48,19 @@ class Data(Section):
     task: str | None = Field(
         default=None, description="builtin:<name>; brings its own prompt and splits"
     )
-    train: Path | None = Field(default=None, description="JSONL or CSV; with `split`, all rows")
-    validation: Path | None = None
-    test: Path | None = None
+    train: str | None = Field(
+        default=None,
+        description="JSONL, CSV or Parquet file, or hf:owner/name:file; with `split`, all rows",
+    )
+    validation: str | None = None
+    test: str | None = None
     split: Split | None = None
-    template: str = Field(
-        default="{prompt}", description="the prompt; {field} is filled from the row"
+    form: Literal["auto", "fields", "messages", "text"] = Field(
+        default="auto", description="of the rows; auto: told from the first one"
+    )
+    template: str | tuple[str, ...] = Field(
+        default="{prompt}",
+        description="the prompt, {field} filled from the row; or builtin:<id>, or several of these",
     )
     completion: str = Field(
         default="completion", description="field that holds what is to be learned"

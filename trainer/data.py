@@ -1,20 +1,22 @@
-"""Rows from JSONL and CSV files, each with its file and line. Knows no tokenizer and no split.
+"""Examples: one prompt-completion pair each, made from rows of a file or of a built-in task.
 
-A row becomes an `Example`: the variables of the prompt template and the completion to learn.
+Knows no tokenizer and no split. A row becomes the variables of the prompt template (or the messages
+of a chat) and the completion to learn.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polygraft.trainer.digests import digest
 from polygraft.trainer.errors import DataError
+from polygraft.trainer.forms import PairsOf, Turn, field_pairs, text_of
+from polygraft.trainer.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
@@ -27,36 +29,60 @@ class Example:
     completion: str
     source: str
     """Where it was read, as `file:line`, for messages."""
+    messages: tuple[Turn, ...] = ()
+    """The chat so far, for the base's chat template; `variables` are empty then."""
+
+    @property
+    def asked(self) -> str:
+        """Canonical JSON of what the model is asked; equal for equal prompts."""
+        return _canonical(list(self.messages) or dict(self.variables))
 
     @property
     def content(self) -> str:
         """Canonical JSON of what the model sees; equal for exact duplicates."""
-        pair = {"variables": dict(self.variables), "completion": self.completion}
-        return json.dumps(pair, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        if self.messages:
+            return _canonical({"messages": list(self.messages), "completion": self.completion})
+        return _canonical({"variables": dict(self.variables), "completion": self.completion})
 
 
 def read_examples(
-    path: Path, variables: Sequence[str], completion: str, group: str | None
+    path: str | Path, variables: Sequence[str], completion: str, group: str | None
 ) -> list[Example]:
-    """Every row of a UTF-8 `.jsonl` or `.csv` file.
+    """Every example of a file whose rows have the named fields.
 
     `variables` and `completion` name the fields used; `group` the field of the group key (None:
     the row's content is its group). Raises DataError naming file, line and field.
     """
+    return load_examples(path, field_pairs(variables, completion), group)
+
+
+def load_examples(path: str | Path, pairs_of: PairsOf, group: str | None) -> list[Example]:
+    """Every example that `pairs_of` makes of the rows of a file (see `rows.scan_rows`).
+
+    Raises DataError naming file, line and field.
+    """
     examples = []
-    for line, row in _read_rows(path):
-        source = f"{path}:{line}"
-        picked = {name: _text(row, name, source) for name in variables}
-        target = _text(row, completion, source)
-        key = _text(row, group, source) if group else ""
-        identity = str(row.get("id", line))
-        example = Example(identity, key, picked, target, source)
-        if group is None:
-            example = Example(identity, digest(example.content), picked, target, source)
-        examples.append(example)
+    for line, row in read_rows(path):
+        examples += examples_of(row, f"{path}:{line}", line, pairs_of, group)
     if not examples:
         raise DataError("holds no rows.", file=str(path))
     return examples
+
+
+def examples_of(
+    row: Row, source: str, line: int, pairs_of: PairsOf, group: str | None
+) -> list[Example]:
+    """The examples of one row: one, or one per answer of a chat, all of one group."""
+    identity = str(row.get("id", line))
+    key = text_of(row, group, source) if group else None
+    pairs = [
+        Example(identity, key or "", pair.variables, pair.completion, source, pair.messages)
+        for pair in pairs_of(row, source)
+    ]
+    if key is None:
+        key = digest("\n".join(pair.content for pair in pairs))
+    names = [f"{identity}.{n}" for n in range(1, len(pairs) + 1)] if pairs[1:] else [identity]
+    return [replace(pair, id=name, group=key) for name, pair in zip(names, pairs, strict=True)]
 
 
 def task_examples(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
@@ -73,11 +99,6 @@ def task_examples(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> l
     ]
 
 
-def digest(text: str) -> str:
-    """sha256 in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def rows_sha256(examples: Iterable[Example]) -> str:
     """Identity of a split: sha256 over the canonical rows in order."""
     total = hashlib.sha256()
@@ -86,58 +107,5 @@ def rows_sha256(examples: Iterable[Example]) -> str:
     return total.hexdigest()
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row). Blank JSONL lines are skipped, but counted."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}.", file=str(path)) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 (byte {error.start}).", file=str(path)) from None
-    if path.suffix == ".jsonl":
-        yield from _read_jsonl(path, text)
-    elif path.suffix == ".csv":
-        yield from _read_csv(path, text)
-    else:
-        raise DataError(f"has the ending {path.suffix!r}; use .jsonl or .csv.", file=str(path))
-
-
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, record in enumerate(text.split("\n"), 1):
-        if not record.strip():
-            continue
-        try:
-            row = json.loads(record)
-            json.dumps(row, ensure_ascii=False).encode()  # finds lone surrogates, "\\ud800"
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"is not valid JSON: {error}.", file=f"{path}:{line}") from None
-        if not isinstance(row, dict):
-            raise DataError("must be an object, e.g. {...}.", file=f"{path}:{line}")
-        yield line, row
-
-
-def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f"has another number of fields than the header ({len(reader.fieldnames or ())})"
-                    ".",
-                    file=f"{path}:{reader.line_num}",
-                )
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise DataError(f"is not valid CSV: {error}.", file=f"{path}:{reader.line_num}") from None
-
-
-def _text(row: Mapping[str, Any], field: str, source: str) -> str:
-    if field not in row:
-        raise DataError(
-            "no such field.", file=source, item=field, hint=f"The row has: {', '.join(row)}."
-        )
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        kind = type(value).__name__
-        raise DataError(f"must be text or a number, found {kind}.", file=source, item=field)
-    return str(value)
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

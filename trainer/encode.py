@@ -41,6 +41,11 @@ class Encoded:
         """One per input id: the prompt carries no loss, the completion and its end do."""
         return [IGNORED] * len(self.prompt) + self.completion
 
+    @property
+    def supervised(self) -> int:
+        """Tokens that are predicted: with nothing in front, the first one is not."""
+        return len(self.completion) if self.prompt else len(self.completion) - 1
+
 
 def encode_examples(
     examples: Sequence[Example],
@@ -51,12 +56,25 @@ def encode_examples(
     return [_encode(example, recipe, tokenizer) for example in examples]
 
 
+def encode_prompt(
+    example: Example, recipe: PromptRecipe, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """What the model is asked, as ids: as the server encodes variables, or messages.
+
+    Raises InvalidRequest.
+    """
+    from polygraft.adapters.prompt import encode_messages, encode_variables
+
+    if example.messages:
+        return encode_messages(example.messages, tokenizer)
+    return encode_variables(recipe, example.variables, tokenizer)
+
+
 def _encode(example: Example, recipe: PromptRecipe, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     from polygraft.adapters.errors import InvalidRequest
-    from polygraft.adapters.prompt import encode_variables
 
     try:
-        prompt = encode_variables(recipe, example.variables, tokenizer)
+        prompt = encode_prompt(example, recipe, tokenizer)
     except InvalidRequest as error:
         raise DataError(str(error), file=example.source) from None
     completion = tokenizer.encode(example.completion, add_special_tokens=False)

@@ -76,7 +76,7 @@ def completion_loss(
         for start in range(0, len(ordered), batch_rows):
             batch = ordered[start : start + batch_rows]
             inputs = {key: value.to(model.device) for key, value in collator(batch).items()}
-            count = sum(len(row.completion) for row in batch)
+            count = sum(row.supervised for row in batch)
             total += float(model(**inputs).loss) * count
             tokens += count
     finally:

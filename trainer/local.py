@@ -12,11 +12,11 @@ from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE
 from polygraft.adapters.geometry import describe_base
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import Manifest, check_base, parse_manifest
-from polygraft.adapters.prompt import encode_variables
 from polygraft.adapters.weights import read_adapter
 from polygraft.client.upload import find_adapter
 from polygraft.trainer import methods
 from polygraft.trainer.data import Example
+from polygraft.trainer.encode import encode_prompt
 from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.frozen_base import FrozenBase, load_frozen_base, load_tokenizer
 from polygraft.trainer.generate import Answer
@@ -75,7 +75,7 @@ def _asker(base: FrozenBase, peft_model: PeftModel | None) -> Ask:
     def ask(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:
         recipe = build_recipe(prompt, base.tokenizer, base.configured_eos)
         generate = methods.generator(base, peft_model, recipe)
-        return generate([encode_variables(recipe, row.variables, base.tokenizer) for row in rows])
+        return generate([encode_prompt(row, recipe, base.tokenizer) for row in rows])
 
     return ask
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 def save_probes(peft_model: PeftModel, prepared: Prepared, directory: Path) -> int:
     """Write the probes file for prompts of the validation rows; returns how many there are."""
-    prompts = [row.prompt for row in prepared.validation]
+    # Rows of plain text ask nothing; then the text is what is answered.
+    prompts = [row.prompt or row.input_ids[:-1] for row in prepared.validation]
     probes = make_probes(peft_model, prompts, context_length=prepared.geometry.context_length)
     write_probes(probes, directory / PROBES_FILE)
     return probes.count

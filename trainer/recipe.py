@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from polygraft.trainer.config import Method, RunConfig
 from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.rows import HUB_PREFIX
 
 RESOLVED = "config.resolved.yaml"
 """In every run directory."""
@@ -62,7 +63,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = document.get("data")
     if isinstance(data, dict):
         for key in ("train", "validation", "test"):
-            if isinstance(data.get(key), str):
+            if isinstance(data.get(key), str) and not data[key].startswith(HUB_PREFIX):
                 data[key] = str((path.parent / data[key]).resolve())
     return parse_recipe(document, file=str(path))
 

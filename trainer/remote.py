@@ -55,6 +55,8 @@ def make_request(
         "temperature": 0.0,
         "max_output_tokens": max_output_tokens(prompt),
     }
+    if row.messages:
+        return request | {"messages": list(row.messages)}
     if by_variables:
         return request | {"variables": row.variables}
     request |= {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from polygraft.adapters.manifest import Manifest, ScoreRecord, canonical_json
 from polygraft.trainer.evaluation import Evaluation
+from polygraft.trainer.forms import Form
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.saved import build_manifest
@@ -28,7 +29,9 @@ def write_manifest(
         config=prepared.config,
         base=base,
         geometry=prepared.geometry,
-        recipe=build_recipe(source.prompt, base.tokenizer, base.configured_eos),
+        recipe=None
+        if source.form is Form.MESSAGES  # requests send messages, which the base's template takes
+        else build_recipe(source.prompt, base.tokenizer, base.configured_eos),
         splits=source.splits,
         group_key=source.group_key,
         scores=_score_records(prepared, subjects),
@@ -81,7 +84,7 @@ def _score_records(prepared: Prepared, subjects: Sequence[Subject]) -> list[Scor
             subject=subject.name,
             metric=score.metric,
             value=f"{score.value:.2f}",
-            rows=len(subject.answers),
+            rows=subject.rows,
             split="test",
             data_sha256=data_sha256,
             signature=score.signature,

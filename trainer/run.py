@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from polygraft.trainer.config import RunConfig
 from polygraft.trainer.errors import Interrupted, TrainingFailed
+from polygraft.trainer.forms import Form
 from polygraft.trainer.prepare import Prepared, prepare
 from polygraft.trainer.progress import Observer, Silent
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.scoring import Subject, score_candidate
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from polygraft.trainer.evaluation import Evaluation
 
 
@@ -120,7 +123,6 @@ def _run(
     from polygraft.trainer import methods
     from polygraft.trainer.best import trainable_tensors
     from polygraft.trainer.divergence import check_trained
-    from polygraft.trainer.local import make_candidate
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
     from polygraft.trainer.probes import save_probes
@@ -138,10 +140,19 @@ def _run(
     num_probes = save_probes(peft_model, prepared, directory.work / "adapter")
     subjects = []
     if score_test:  # the first and only time that the test split is answered
-        candidate = make_candidate(prepared.base, peft_model)
-        subjects = score_candidate(candidate, prepared.source, "test")
+        subjects = _score(prepared, peft_model)
     manifest = write_manifest(prepared, directory, subjects, seconds, num_probes=num_probes)
     write_report(prepared, directory, manifest, best, subjects, seconds)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
+
+
+def _score(prepared: Prepared, peft_model: PeftModel) -> list[Subject]:
+    """Answers of base and adapter on the test split; of plain text, how likely it is."""
+    from polygraft.trainer.local import make_candidate
+    from polygraft.trainer.perplexity import score_likelihood
+
+    if prepared.source.form is Form.TEXT:
+        return score_likelihood(prepared, peft_model)
+    return score_candidate(make_candidate(prepared.base, peft_model), prepared.source, "test")

@@ -49,7 +49,7 @@ def build_manifest(
     config: RunConfig,
     base: FrozenBase,
     geometry: BaseGeometry,
-    recipe: PromptRecipe,
+    recipe: PromptRecipe | None,
     splits: Splits,
     group_key: str | None,
     scores: Sequence[ScoreRecord],

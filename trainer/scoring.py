@@ -47,7 +47,9 @@ class Subject:
     name: str
     prompt: Prompt
     answers: list[Answer]
+    """Empty where only likelihoods were measured."""
     scores: list[Score]
+    rows: int
 
     def value(self, metric: str) -> float | None:
         """The value of one metric."""
@@ -58,7 +60,7 @@ class Subject:
         return {
             "subject": self.name,
             "instruction": literal_text(self.prompt),
-            "rows": len(self.answers),
+            "rows": self.rows,
             "scores": {
                 score.metric: {"value": _rounded(score.value), "signature": score.signature}
                 for score in self.scores
@@ -69,7 +71,8 @@ class Subject:
 def score_subject(name: str, prompt: Prompt, rows: Sequence[Example], ask: Ask) -> Subject:
     """Ask for every row and score the answers."""
     answers = ask(prompt, rows)
-    return Subject(name, prompt, answers, score_answers(answers, [row.completion for row in rows]))
+    scores = score_answers(answers, [row.completion for row in rows])
+    return Subject(name, prompt, answers, scores, len(rows))
 
 
 def best_base_prompt(source: Source, metric: str, ask_base: Ask) -> Prompt:
@@ -97,12 +100,20 @@ def predictions(rows: Sequence[Example], subjects: Sequence[Subject]) -> list[di
     return [
         {
             "id": row.id,
-            "variables": dict(row.variables),
+            **_asked(row),
             "reference": row.completion,
-            **{subject.name: subject.answers[index].text for subject in subjects},
+            **{
+                subject.name: subject.answers[index].text for subject in subjects if subject.answers
+            },
         }
         for index, row in enumerate(rows)
     ]
+
+
+def _asked(row: Example) -> dict[str, Any]:
+    if row.messages:
+        return {"messages": list(row.messages)}
+    return {"variables": dict(row.variables)}
 
 
 def score_table(subjects: Sequence[Subject], title: str) -> Table:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polygraft.trainer.config import Data
-from polygraft.trainer.data import Example, read_examples, task_examples
+from polygraft.trainer.config import Data, Split
+from polygraft.trainer.data import Example, load_examples, read_examples, task_examples
 from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.forms import Form
 from polygraft.trainer.metrics import MIN_BLEU_WORDS
+from polygraft.trainer.reader import make_reader, plain_prompt
 from polygraft.trainer.splits import Splits, split_by_group, without_leaks
-from polygraft.trainer.template import parse_template, template_variables
+from polygraft.trainer.template import template_variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,7 @@ class Source:
     """Wordings of the task, for a base without an adapter and to start a soft prompt from."""
     group_key: str | None
     notes: tuple[str, ...] = ()
+    form: Form = Form.FIELDS
 
     @property
     def is_instructed(self) -> bool:
@@ -90,15 +93,24 @@ def scored_rows(
 
     `template` is the prompt where the adapter carries none.
     """
-    segments = list(prompt["segments"]) if prompt else parse_template(template)
-    rows = read_examples(path, template_variables(segments), completion, None)
-    plain: dict[str, Any] = {
-        "segments": segments,
-        "wrap": "none",
-        "stop_sequences": [],
-        "defaults": {},
-    }
-    return Source(Splits([], [], rows), prompt or plain, _metric(rows), (), None)
+    if prompt:
+        rows = read_examples(path, template_variables(list(prompt["segments"])), completion, None)
+        return Source(Splits([], [], rows), prompt, _metric(rows), (), None)
+    data = Data(train=str(path), split=Split(), template=template, completion=completion)
+    reader = make_reader(data, str(path))
+    rows = load_examples(path, reader.pairs_of, None)
+    plain = {**plain_prompt(reader, data), "defaults": {}}
+    metric = reader.metric or _metric(rows)
+    return Source(Splits([], [], rows), plain, metric, (), None, form=reader.form)
+
+
+def prompt_for(data: Data) -> Mapping[str, Any]:
+    """The prompt of a data section, of whose rows only the first is read. Raises as
+    `load_source`."""
+    if data.task:
+        return _task_source(data).prompt
+    assert data.train is not None
+    return plain_prompt(make_reader(data, data.train), data)
 
 
 def build_recipe(
@@ -163,29 +175,30 @@ def _task_source(data: Data) -> Source:
 
 
 def _file_source(data: Data) -> Source:
-    segments = parse_template(data.template)
-    variables = template_variables(segments)
     assert data.train is not None
+    reader = make_reader(data, data.train)
     group = data.split.by if data.split else None
 
     def read(path: Any) -> list[Example]:
-        return read_examples(path, variables, data.completion, group)
+        return load_examples(path, reader.pairs_of, group)
 
     if data.split:
         splits = split_by_group(read(data.train), data.split)
     else:
         splits = Splits(read(data.train), read(data.validation), read(data.test))
     splits, leaked = without_leaks(splits)
-    note = f"dropped {leaked} train rows that also stand in validation or test"
-    prompt: dict[str, Any] = {
-        "segments": segments,
-        "wrap": data.wrap,
-        "stop_sequences": list(data.stop_sequences),
-        "defaults": {"temperature": "0"},
-    }
-    if data.system is not None:
-        prompt["system"] = data.system
-    return Source(splits, prompt, _metric(splits.train), (), group, notes=(note,) if leaked else ())
+    notes = [reader.note] if reader.note else []
+    if leaked:
+        notes.append(f"dropped {leaked} train rows that also stand in validation or test")
+    return Source(
+        splits,
+        plain_prompt(reader, data),
+        reader.metric or _metric(splits.train),
+        (),
+        group,
+        notes=tuple(notes),
+        form=reader.form,
+    )
 
 
 def _metric(examples: Sequence[Example]) -> str:

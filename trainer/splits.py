@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 
 from polygraft.trainer.config import Split
@@ -34,22 +34,30 @@ def split_by_group(examples: Iterable[Example], split: Split) -> Splits:
     Adding rows never moves the old ones: a group's split depends on its own key only.
     """
     parts = Splits([], [], [])
+    named = parts.named()
     for example in examples:
-        place = _fraction(split.seed, example.group)
-        if place < split.test:
-            parts.test.append(example)
-        elif place < split.test + split.validation:
-            parts.validation.append(example)
-        else:
-            parts.train.append(example)
-    empty = [name for name, rows in parts.named().items() if not rows]
+        named[split_of(example.group, split)].append(example)
+    refuse_empty(named)
+    return parts
+
+
+def split_of(group: str, split: Split) -> str:
+    """The split that a group goes to: train, validation or test."""
+    place = _fraction(split.seed, group)
+    if place < split.test:
+        return "test"
+    return "validation" if place < split.test + split.validation else "train"
+
+
+def refuse_empty(splits: Mapping[str, Sized]) -> None:
+    """Raises DataError when a split got no rows."""
+    empty = [name for name, rows in splits.items() if not rows]
     if empty:
         raise DataError(
             f"the {' and '.join(empty)} split got no rows: there are too few groups.",
             item="data.split",
             hint="Give more rows, larger fractions, or separate files.",
         )
-    return parts
 
 
 def without_leaks(splits: Splits) -> tuple[Splits, int]:

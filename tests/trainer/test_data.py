@@ -50,7 +50,7 @@ def test_without_a_group_key_equal_rows_are_one_group(tmp_path: Path) -> None:
         ("a.jsonl", "\n", r"a.jsonl: holds no rows"),
         ("a.csv", "q,a\n1\n", r"a.csv:2: has another number of fields"),
         ("a.csv", "q,a\n1,2,3\n", r"a.csv:2: has another number of fields"),
-        ("a.txt", "x", r"use .jsonl or .csv"),
+        ("a.txt", "x", r"use .jsonl, .csv, .parquet"),
     ],
 )
 def test_a_broken_file_is_refused_at_its_line(

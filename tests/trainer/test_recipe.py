@@ -103,7 +103,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_data_files_are_beside_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("data: {train: rows.jsonl, split: {}}\n")
-    assert load_recipe(path).data.train == tmp_path / "rows.jsonl"
+    assert load_recipe(path).data.train == str(tmp_path / "rows.jsonl")
 
 
 def test_a_written_recipe_reads_back_the_same(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ COMMANDS: Final[dict[str, str]] = {
     "likelihood": "Compare continuations of a text by their log-likelihood.",
     "health": "Ask a server whether it is ready.",
     "adapters": "List, show, push, check, promote and delete adapters.",
+    "data": "Check, split and show training data.",
+    "templates": "List, show and apply prompt templates.",
     "train": "Train an adapter from a recipe.",
     "score": "Score an adapter, or the base, on held-out data.",
     "base": "Build the bundled base model.",

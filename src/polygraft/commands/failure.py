@@ -18,6 +18,7 @@ from polygraft.adapters.errors import (
     Unavailable,
     UploadCorrupt,
 )
+from polygraft.trainer.errors import TrainerError
 
 
 class ExitCode(IntEnum):
@@ -60,6 +61,8 @@ def exit_code_of(error: Exception) -> ExitCode:
     """The exit code of an error that reached the top of the program."""
     if isinstance(error, CommandFailed):
         return error.code
+    if isinstance(error, TrainerError):
+        return ExitCode(error.exit_code)
     for kind, code in ERROR_TO_EXIT_CODE:
         if isinstance(error, kind):
             return code

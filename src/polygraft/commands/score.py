@@ -119,7 +119,7 @@ def _show(candidate: Candidate, subjects: list[Subject]) -> None:
     from polygraft.trainer.scoring import literal_text, score_table
 
     console = Console(highlight=False)
-    console.print(score_table(subjects, f"{len(subjects[0].answers)} held-out rows"))
+    console.print(score_table(subjects, f"{subjects[0].rows} held-out rows"))
     asked = literal_text(subjects[0].prompt)
     if asked:
         console.print(f"the base was asked: {asked}", markup=False, soft_wrap=True)

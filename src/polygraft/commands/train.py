@@ -99,7 +99,7 @@ def _show(result: RunResult) -> None:
     from polygraft.trainer.scoring import score_table
 
     console = Console()
-    rows = len(result.subjects[0].answers)
+    rows = result.subjects[0].rows
     console.print(score_table(result.subjects, f"{rows} held-out rows"))
     console.print(f"run      {result.directory}", highlight=False, soft_wrap=True)
     console.print(f"version  {result.digest}", highlight=False, soft_wrap=True)
