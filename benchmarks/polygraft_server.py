@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import urllib.request
@@ -18,14 +19,30 @@ START_TIMEOUT = 120.0  # seconds
 
 
 class PolygraftServer:
-    """A server that answers, as a context. `settings` are fields of `EngineConfig`."""
+    """A server that answers, as a context. `settings` are fields of `EngineConfig`.
 
-    def __init__(self, base: Path, settings: Mapping[str, str | int]) -> None:
-        self._store = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-")
+    `host_bytes`: memory for adapters beside the device; None leaves the default. `copy_of`: a store
+    that the server's own is a copy of at first, by links, so both lie on one file system.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        settings: Mapping[str, str | int],
+        *,
+        host_bytes: int | None = None,
+        copy_of: Path | None = None,
+    ) -> None:
+        folder = None if copy_of is None else copy_of.parent
+        self._store = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-", dir=folder)
+        if copy_of is not None:
+            shutil.copytree(copy_of, Path(self._store.name) / "store", copy_function=os.link)
         self.address = f"127.0.0.1:{free_port()}"
         self._metrics_port = free_port()
         store = Path(self._store.name)
         command = serve_command(base, self.address, self._metrics_port, store, settings)
+        if host_bytes is not None:
+            command.append(f"--set=adapters.host_bytes={host_bytes}")
         self._process = ServerProcess(command)
         try:
             self._process.wait_until(self._answers, timeout=START_TIMEOUT)

@@ -49,10 +49,15 @@ class SitePool:
         self.a = lazy_zeros((num_rows, z, shape.in_features), dtype=dtype, device=device)
         self.bt = lazy_zeros((num_rows, shape.out_features), dtype=dtype, device=device)
         self.scale = torch.zeros(num_rows, z, dtype=torch.float32, device=device)
+        self._is_written = bytearray(num_rows)
 
     def clear(self, row0: int, num_rows: int) -> None:
-        """Zero the rows [row0, row0 + num_rows)."""
+        """Zero the rows [row0, row0 + num_rows). Those that are zero are not touched, so that they
+        take no memory."""
         rows = slice(row0, row0 + num_rows)
+        if not any(self._is_written[rows]):
+            return
+        self._is_written[rows] = bytes(num_rows)
         self.a[rows].zero_()
         self.bt[rows].zero_()
         self.scale[rows].zero_()
@@ -60,6 +65,7 @@ class SitePool:
     def write(self, row0: int, z: int, lora_a: Tensor, lora_b: Tensor, scaling: float) -> None:
         """Store one module. lora_a: [rank, in_features]; lora_b: [slices[z], rank]."""
         rows = slice(row0, row0 + lora_a.shape[0])
+        self._is_written[rows] = b"\x01" * lora_a.shape[0]
         lo, hi = self.shape.bounds(z)
         self.a[rows, z].copy_(lora_a)
         self.bt[rows, lo:hi].copy_(lora_b.t())
