@@ -40,6 +40,7 @@ from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.safetensors_header import TensorEntry, read_header
+from polygraft.adapters.tensor_buffer import TensorBuffer
 from polygraft.adapters.virtual_checks import check_prefix, check_prompt
 
 
@@ -124,7 +125,13 @@ def read_adapter(
         rows = _read_virtual(files[WEIGHTS_FILE], dtype)
         return AdapterWeights(kind="prefix", prefix=_by_layer(rows, settings))
     tensors = check_lora(settings, entries, geometry, limits)
-    weights = _read_lora(files[WEIGHTS_FILE], settings, tensors, geometry, dtype)
+    # Not with tensors beside the pairs: copies of base weights among them are dropped at once.
+    is_plain = not tensors.located and geometry.head.name not in tensors.pairs
+    buffer = TensorBuffer(files[WEIGHTS_FILE], entries, dtype) if is_plain else None
+    if buffer is not None and buffer.is_finite:
+        weights = AdapterWeights("lora", _low_rank(buffer, settings, tensors))
+    else:
+        weights = _read_lora(files[WEIGHTS_FILE], settings, tensors, geometry, dtype)
     if not weights.has_effect and not allow_no_effect:
         raise _no_effect()
     return weights
@@ -159,6 +166,25 @@ def _by_layer(rows: Tensor, settings: PrefixSettings) -> Tensor:
     heads = settings.kv_heads
     tokens = rows.view(-1, settings.num_layers, 2, heads, settings.token_dim // heads)
     return tokens.permute(1, 2, 3, 0, 4).contiguous()
+
+
+def _low_rank(
+    buffer: TensorBuffer, settings: LoraSettings, tensors: LoraTensors
+) -> dict[str, LoraModule]:
+    """The modules of a file that is nothing but low-rank pairs, finite all of them."""
+    modules = {
+        name: LoraModule(buffer[a], buffer[b], settings.scaling(name, a.shape[0]))
+        for name, (a, b) in tensors.pairs.items()
+    }
+    problems: Problems = []
+    for name, module in modules.items():
+        rank, width = module.lora_a.shape
+        # No |B_i| is above largest * sqrt(rank), and no |A| above largest * sqrt(rank * width).
+        bound = abs(module.scaling) * buffer.largest**2 * rank * width**0.5
+        if not bound < torch.finfo(module.lora_a.dtype).max:
+            problems.extend(_check_magnitude(name, module))
+    raise_all(problems)
+    return modules
 
 
 def _read_lora(
