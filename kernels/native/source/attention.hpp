@@ -33,6 +33,7 @@ struct AttentionLayer {
 
 struct Scratch {
     std::vector<float> q, keys, scores, values, out, top, total;
+    std::vector<const void*> rows;  // the queries
     void fit(int m, int dim, int value_dim) {
         q.resize((size_t)m * dim);
         keys.resize((size_t)KEY_TILE * dim);
@@ -40,6 +41,7 @@ struct Scratch {
         scores.resize((size_t)m * KEY_TILE);
         out.resize((size_t)m * value_dim);
         top.resize(m);
+        rows.resize(m);
         total.resize(m);
     }
 };
@@ -66,6 +68,44 @@ static inline int find_cells(int64_t* cell, int first, int end, const int32_t* t
     return n;
 }
 
+// The tile's keys turned around into s.keys: word w of key j at [w][j]. `words`: of 32 bits each.
+static inline void transpose_keys(Scratch& s, const uint32_t* const* keys, int words) {
+    uint32_t* out = (uint32_t*)s.keys.data();
+    int w = 0;
+    for (; w + 16 <= words; w += 16)
+        for (int j = 0; j < KEY_TILE; j += 16)
+            transpose16(keys + j, w, out + w * KEY_TILE + j, KEY_TILE);
+    for (; w < words; w++)
+        for (int j = 0; j < KEY_TILE; j++) out[w * KEY_TILE + j] = keys[j][w];
+}
+
+#if defined(__AVX512BF16__)
+// As below, for a tile of pairs of bfloat16.
+template <int R>
+static inline void score_pairs(Scratch& s, const bf16* const* queries, int row, int dim, float scale) {
+    __m512 a[R][4];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 4; c++) a[r][c] = _mm512_setzero_ps();
+    const float* k = s.keys.data();
+    for (int d = 0; d < dim; d += 2, k += KEY_TILE) {
+        const __m512bh k0 = (__m512bh)_mm512_loadu_ps(k), k1 = (__m512bh)_mm512_loadu_ps(k + 16);
+        const __m512bh k2 = (__m512bh)_mm512_loadu_ps(k + 32), k3 = (__m512bh)_mm512_loadu_ps(k + 48);
+        for (int r = 0; r < R; r++) {
+            int32_t pair;
+            std::memcpy(&pair, queries[row + r] + d, sizeof pair);
+            const __m512bh w = (__m512bh)_mm512_set1_epi32(pair);
+            a[r][0] = _mm512_dpbf16_ps(a[r][0], w, k0);
+            a[r][1] = _mm512_dpbf16_ps(a[r][1], w, k1);
+            a[r][2] = _mm512_dpbf16_ps(a[r][2], w, k2);
+            a[r][3] = _mm512_dpbf16_ps(a[r][3], w, k3);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 4; c++)
+            store(&s.scores[(size_t)(row + r) * KEY_TILE + c * 16], (v16)a[r][c] * scale);
+}
+#endif
+
 // Scores of R rows against a tile of transposed keys; the rows share each reading of a key.
 template <int R>
 static inline void score_rows(Scratch& s, int row, int dim) {
@@ -84,6 +124,33 @@ static inline void score_rows(Scratch& s, int row, int dim) {
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 4; c++) store(&s.scores[(size_t)(row + r) * KEY_TILE + c * 16], a[r][c]);
+}
+
+// Scores of all rows of a wide tile against keys that are float32.
+static void score_wide(Scratch& s, const float* const* keys, const float* const*, int m, int dim,
+                       float) {
+    transpose_keys(s, (const uint32_t* const*)keys, dim);
+    int i = 0;
+    for (; i + 4 <= m; i += 4) score_rows<4>(s, i, dim);
+    for (; i < m; i++) score_rows<1>(s, i, dim);
+}
+
+// The same for bfloat16: products of pairs where the processor has them.
+static void score_wide(Scratch& s, const bf16* const* keys, const bf16* const* queries, int m,
+                       int dim, float scale) {
+    int i = 0;
+#if defined(__AVX512BF16__)
+    if (dim % 2 == 0) {
+        transpose_keys(s, (const uint32_t* const*)keys, dim / 2);
+        for (; i + 4 <= m; i += 4) score_pairs<4>(s, queries, i, dim, scale);
+        for (; i < m; i++) score_pairs<1>(s, queries, i, dim, scale);
+        return;
+    }
+#endif
+    for (int j = 0; j < KEY_TILE; j++)
+        for (int d = 0; d < dim; d++) s.keys[(size_t)d * KEY_TILE + j] = get(keys[j] + d);
+    for (; i + 4 <= m; i += 4) score_rows<4>(s, i, dim);
+    for (; i < m; i++) score_rows<1>(s, i, dim);
 }
 
 // out[row + r] += weights[row + r] . values, for n keys of the tile; the rows share each reading of
@@ -140,9 +207,7 @@ static inline void soften(Scratch& s, int i, int lo, int hi, float softcap, int 
         const v16 score = load(p + j);
         tops = (score > tops) | (score != score) ? score : tops;  // a NaN stays
     }
-    float top = tops[0];
-    for (int lane = 1; lane < 16; lane++)
-        top = tops[lane] > top || tops[lane] != tops[lane] ? tops[lane] : top;
+    const float top = largest(tops);
     if (top == -INFINITY) {  // nothing seen yet: no weights, and no -inf - -inf
         std::fill(p, p + KEY_TILE, 0.0f);
         return;
@@ -174,10 +239,10 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
         return q + (int64_t)(tile.row + i / group) * q_stride +
                (int64_t)(kv * group + i % group) * dim;
     };
-    const T* rows[WIDE];  // of a narrow tile
+    const T** rows = (const T**)s.rows.data();
     for (int i = 0; i < m; i++) {  // row i: query i / group, head i % group
         const int head = kv * group + i % group;
-        if (!wide) rows[i] = query(i);
+        rows[i] = query(i);
         if (wide) widen(&s.q[(size_t)i * dim], query(i), layer.scaling, dim);
         s.top[i] = layer.sinks ? layer.sinks[head] : -INFINITY;
         s.total[i] = layer.sinks ? 1.0f : 0.0f;
@@ -199,15 +264,11 @@ static void attention_tile(const AttentionLayer& layer, const AttentionPlan& pla
         std::swap(cell, next);
         ahead = look_ahead(next, k0 + KEY_TILE);
         if (wide) {
-            for (int j = 0; j < KEY_TILE; j++) {
-                const T* key = keys + cell[std::min(j, n - 1)] * dim;
-                for (int d = 0; d < dim; d++) s.keys[(size_t)d * KEY_TILE + j] = get(key + d);
-            }
+            const T* tile_keys[KEY_TILE];
+            for (int j = 0; j < KEY_TILE; j++) tile_keys[j] = keys + cell[std::min(j, n - 1)] * dim;
+            score_wide(s, tile_keys, rows, m, dim, layer.scaling);
             for (int j = 0; j < n; j++)
                 widen(&s.values[(size_t)j * vdim], values + cell[j] * vdim, 1.0f, vdim);
-            int i = 0;
-            for (; i + 4 <= m; i += 4) score_rows<4>(s, i, dim);
-            for (; i < m; i++) score_rows<1>(s, i, dim);
         } else {
             for (int j = 0; j < n; j += 4) {
                 const T* four[4];

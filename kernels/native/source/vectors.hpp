@@ -2,6 +2,7 @@
 // the machine has: one AVX-512 register, two AVX registers, four NEON registers.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX512F__)
@@ -85,6 +86,37 @@ static inline float as_stored(float x, const bf16*) {
     return get(&b);
 }
 
+// Words [at, at + 16) of sixteen rows, turned around: out[w * stride + r] = rows[r][at + w].
+static inline void transpose16(const uint32_t* const* rows, int at, uint32_t* out, int stride) {
+#if defined(__AVX512F__)
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(rows[i] + at);
+    for (int i = 0; i < 16; i += 2) {  // pairs of rows
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // a[4g + c], lane l: rows 4g to 4g + 3 of word 4l + c
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int c = 0; c < 4; c++) {
+        const __m512i even0 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+        const __m512i even1 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+        const __m512i odd0 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+        const __m512i odd1 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        _mm512_storeu_si512(out + (c)*stride, _mm512_shuffle_i32x4(even0, even1, 0x88));
+        _mm512_storeu_si512(out + (c + 4) * stride, _mm512_shuffle_i32x4(odd0, odd1, 0x88));
+        _mm512_storeu_si512(out + (c + 8) * stride, _mm512_shuffle_i32x4(even0, even1, 0xdd));
+        _mm512_storeu_si512(out + (c + 12) * stride, _mm512_shuffle_i32x4(odd0, odd1, 0xdd));
+    }
+#else
+    for (int w = 0; w < 16; w++)
+        for (int r = 0; r < 16; r++) out[w * stride + r] = rows[r][at + w];
+#endif
+}
+
 static inline float sum(v16 v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)v);
@@ -92,6 +124,18 @@ static inline float sum(v16 v) {
     float total = 0;
     for (int i = 0; i < 16; i++) total += v[i];
     return total;
+#endif
+}
+
+// The largest lane; NaN if there is one.
+static inline float largest(v16 v) {
+#if defined(__AVX512F__)
+    if (_mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q)) return NAN;
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float top = v[0];
+    for (int i = 1; i < 16; i++) top = v[i] > top || v[i] != v[i] ? v[i] : top;
+    return top;
 #endif
 }
 
