@@ -102,6 +102,10 @@ class SharedStore:
         """See Store."""
         return self._store.get_path(key)
 
+    def size(self, key: str) -> int:
+        """See Store."""
+        return self._store.size(key)
+
     def list(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """See Store."""
         return self._store.list(prefix, after)

@@ -36,6 +36,7 @@ FAILPOINTS = (
     "publish.reply",
     "upload.reply",
     "store.delete",
+    "garbage.delete",
 )
 _RULE = re.compile(
     r"(?P<name>[a-z_.]+)=(?P<action>kill|error|enospc|delay:(?P<ms>\d{1,6}))(@(?P<hit>\d{1,6}))?"

@@ -65,6 +65,10 @@ class LocalStore:
             raise KeyError(key)
         return path
 
+    def size(self, key: str) -> int:
+        """See Store."""
+        return self.get_path(key).stat().st_size
+
     def list(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """See Store."""
         folder, _, start = prefix.rpartition("/")

@@ -43,6 +43,10 @@ class MemoryStore:
                 path.write_bytes(content)
         return path
 
+    def size(self, key: str) -> int:
+        """See Store."""
+        return len(self.get(key))
+
     def list(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """See Store."""
         with self._lock:

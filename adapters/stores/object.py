@@ -111,6 +111,14 @@ class BucketStore:
         except FileNotFoundError:
             raise KeyError(key) from None
 
+    def size(self, key: str) -> int:
+        """See Store."""
+        try:
+            with _client_errors(self.url, key):
+                return obstore.head(self._client, check_key(key))["size"]
+        except FileNotFoundError:
+            raise KeyError(key) from None
+
     def list(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """See Store."""
         folder = prefix.rpartition("/")[0]

@@ -43,6 +43,10 @@ class Store(Protocol):
         """
         ...
 
+    def size(self, key: str) -> int:
+        """Bytes of the object. KeyError if absent."""
+        ...
+
     def list(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """Keys that start with `prefix` and sort after `after`, sorted."""
         ...

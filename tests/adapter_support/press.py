@@ -26,5 +26,9 @@ class Press:
         weights = read_adapter(files, small_geometry(), AdapterLimits(), dtype=torch.float32)
         return minimal_manifest(files, weights, record_files(files)), files
 
+    def config_of(self, content: int) -> bytes:
+        """The bytes of the one file that differs between contents."""
+        return (self.folder / f"content-{content}" / "adapter_config.json").read_bytes()
+
     def publish(self, registry: Registry, name: str, content: int) -> VersionRecord:
         return registry.publish(name, *self.make(content))

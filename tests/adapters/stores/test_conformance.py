@@ -59,6 +59,7 @@ def test_files_are_stored_as_well_as_bytes(store: Store, tmp_path: Path) -> None
     assert store.create("blobs/x", source)
     source.write_bytes(b"changed")
     assert store.get("blobs/x") == b"0123456789"
+    assert store.size("blobs/x") == 10
     assert store.get("blobs/x", 3) == b"3456789"
     assert store.get("blobs/x", 3, 4) == b"3456"
     assert store.get_path("blobs/x").read_bytes() == b"0123456789"
@@ -71,6 +72,8 @@ def test_what_is_absent_is_a_key_error(store: Store) -> None:
             store.get(key)
         with pytest.raises(KeyError):
             store.get_path(key)
+        with pytest.raises(KeyError):
+            store.size(key)
 
 
 def test_keys_are_listed_in_order_by_prefix_and_after(store: Store) -> None:
