@@ -90,6 +90,9 @@ class StorageConfig(_Section):
     refresh_seconds: float = Field(
         600.0, gt=0, description="Between two comparisons of all names with the store."
     )
+    collect_hours: float = Field(
+        0.0, ge=0, description="Between two garbage collections; 0: none. On one server of a store."
+    )
 
 
 class ServerConfig(_Section):

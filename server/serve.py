@@ -17,6 +17,7 @@ from pathlib import Path
 import transformers
 
 from polygraft.adapters.errors import Unavailable
+from polygraft.adapters.garbage import GarbageCollector
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import check_base
 from polygraft.adapters.pins import Pins
@@ -39,6 +40,7 @@ from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
 from polygraft.server.self_test import SelfTest
+from polygraft.server.store_collector import StoreCollector
 from polygraft.server.store_follower import StoreFollower
 from polygraft.server.stores import OpenedStore, open_store
 from polygraft.server.text import longest_token_bytes
@@ -196,6 +198,9 @@ def _build(
         on_reach=metrics.store_reached,
     )
     stack.callback(follower.close)
+    if config.storage.collect_hours:
+        collector = GarbageCollector(opened.store)
+        stack.callback(StoreCollector(collector, config.storage.collect_hours * 3600).close)
     residency = Residency(
         _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,

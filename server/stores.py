@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,27 @@ def open_store(config: ServerConfig, stack: AsyncExitStack) -> OpenedStore:
             hint=error.hint,
         ) from error
     return OpenedStore(store, directory)
+
+
+@contextmanager
+def visit_store(config: ServerConfig) -> Iterator[Store]:
+    """The store of the settings, for a program beside the servers. Raises ConfigError."""
+    path = Path(config.store) / "store"
+    if not is_url(config.store) and not path.is_dir():
+        raise ConfigError(
+            f"{config.store} holds no store.",
+            item="store",
+            found=config.store,
+            hint="Name what `polygraft serve --store` was given.",
+        )
+    if not is_url(config.store):
+        yield LocalStore(path)
+        return
+    bucket = BucketStore(config.store, timeout=config.storage.timeout)
+    try:
+        yield bucket
+    finally:
+        bucket.close()
 
 
 def _open(config: ServerConfig, directory: Path, stack: AsyncExitStack) -> Store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from adapter_support.press import Press
@@ -14,6 +15,7 @@ from polygraft.adapters.failpoints import activate
 from polygraft.adapters.garbage import DAY, GarbageCollector
 from polygraft.adapters.manifest import canonical_json
 from polygraft.adapters.registry import Registry
+from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.stores.protocol import Store
 
 HOUR = 3600.0
@@ -197,6 +199,29 @@ def test_a_publish_waits_for_a_collector_and_not_for_ever(store: Store) -> None:
     GarbageCollector(store).collect()  # the mark has no time: whoever made it is gone
     with claim(store, ["blobs/x"], patience=0):
         assert len(list(store.list(CLAIMS))) == 1
+
+
+def test_the_command_says_what_it_frees(
+    tmp_path: Path, press: Press, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from polygraft.commands.store import gc
+    from polygraft.server.config import ConfigError
+
+    directory = tmp_path / "served"
+    with pytest.raises(ConfigError, match="holds no store"):
+        gc(store=str(directory))
+    registry = Registry(LocalStore(directory / "store"))
+    press.publish(registry, "sum", 1)
+    registry.delete_adapter("sum")
+    gc(store=str(directory))
+    assert "freed 0 bytes in 0 files\n3 more are not referenced" in capsys.readouterr().out
+    gc(store=str(directory), min_age=0, dry_run=True)
+    told = capsys.readouterr().out
+    gc(store=str(directory), min_age=0)
+    done = capsys.readouterr().out
+    assert told.replace("would free", "freed") == done
+    assert "bytes in 3 files" in done
+    assert blobs(LocalStore(directory / "store")) == set()
 
 
 def test_a_publish_of_the_same_bytes_beside_a_collector_is_never_harmed(

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "adapters": "List, show, push, check, promote and delete adapters.",
     "data": "Check, split and show training data.",
     "templates": "List, show and apply prompt templates.",
+    "store": "Look after the place where adapters are kept.",
     "train": "Train an adapter from a recipe.",
     "score": "Score an adapter, or the base, on held-out data.",
     "base": "Build the bundled base model.",
