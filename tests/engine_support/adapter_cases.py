@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from engine_support.adapter_builders import TOKENS, lora, other, plain_lora, with_settings
-from engine_support.adapter_corpus import ALL, Case, Prepare
+from engine_support.adapter_corpus import ALL, ODD, Case, Prepare
 from engine_support.refused_adapters import refused_cases
 from polygraft.adapters.features import PLAIN_INITS
 from polygraft.adapters.files import WEIGHTS_FILE
@@ -36,7 +37,7 @@ def _cases() -> Iterator[Case]:
     yield from _low_rank()
     yield from _virtual()
     yield from _initialisations()
-    yield from _beside_low_rank()
+    yield from map(_also_on_odd_bases, _beside_low_rank())
     yield from refused_cases()
 
 
@@ -187,6 +188,11 @@ def _initialisations() -> Iterator[Case]:
     )
 
 
+def _also_on_odd_bases(case: Case) -> Case:
+    """What changes more than low-rank updates is tried on more architectures."""
+    return replace(case, bases=(*ALL, *ODD)) if case.bases == ALL and not case.refused else case
+
+
 def _beside_low_rank() -> Iterator[Case]:
     yield Case("lora_bias", "a bias of LoRA", plain_lora(lora_bias=True, use_rslora=True))
     for bias in ("all", "lora_only"):
@@ -250,7 +256,7 @@ def _trained_in_full() -> Iterator[Case]:
     full = "modules trained in full"
     parts = {"head": "lm_head", "embedding": "embedding", "norm": "final_norm"}
     for name, part in parts.items():
-        bases = ("llama", "gpt2", "phi3") if name == "norm" else ALL
+        bases = ("llama", "gpt2", "phi3", *ODD) if name == "norm" else ALL
         yield Case(
             f"{name} trained in full",
             full,

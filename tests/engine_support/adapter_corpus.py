@@ -45,8 +45,19 @@ BASES: Mapping[str, Names] = {
     "qwen3": Names(SERVED["qwen3"].build, "q_proj", "down_proj"),
     "phi3": Names(SERVED["phi3"].build, "qkv_proj", "down_proj"),
     "qwen3_moe": Names(SERVED["qwen3_moe"].build, "q_proj", "o_proj"),
+    # Rows of the embedding are multiplied, norms are 1 + weight; a head with a bias; biases only.
+    "gemma3": Names(
+        SERVED["gemma3"].build,
+        "q_proj",
+        "down_proj",
+        final_norm="post_feedforward_layernorm",
+        is_tied=True,
+    ),
+    "phi": Names(SERVED["phi"].build, "q_proj", "fc1", final_norm="final_layernorm"),
+    "opt": Names(SERVED["opt"].build, "q_proj", "fc1", final_norm="final_layer_norm", is_tied=True),
 }
 ALL = ("llama", "gpt2", "qwen3", "phi3")
+ODD = ("gemma3", "phi", "opt")
 Prepare = Callable[[PreTrainedModel, Any], None]
 
 
