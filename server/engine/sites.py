@@ -19,6 +19,7 @@ from polygraft.server.engine.batch import StepSlot
 from polygraft.server.engine.memory import return_freed
 
 _SITES_PER_RETURN = 8
+_ROWS_PER_NORM = 64
 
 
 class Site:
@@ -37,8 +38,7 @@ class Site:
         biases = [b for module in modules if isinstance(b := getattr(module, "bias", None), Tensor)]
         self.shape = SiteShape(weights[0].shape[1], tuple(w.shape[0] for w in weights))
         bias = torch.cat([b.detach() for b in biases]) if biases else None
-        norms = [torch.linalg.vector_norm(w, dim=1, dtype=torch.float32) for w in weights]
-        self._squared_norms = torch.cat(norms).square()  # of the rows of W, [out_features]
+        self._squared_norms = torch.cat([_squared_norms(w) for w in weights])  # [out_features]
         self.bias = bias
         self.linear = make_linear(torch.cat(weights), bias, weight_format)
         self._x: Tensor | None = None
@@ -119,6 +119,16 @@ def build_sites(
         if index % _SITES_PER_RETURN == 0:
             return_freed()  # else a converted model is in memory twice when the last is packed
     return sites
+
+
+def _squared_norms(weight: Tensor) -> Tensor:
+    """Of the rows of weight, [out_features] float32.
+
+    Why in parts: they stay in the cache between the cast and the sum, which makes it twenty times
+    faster in bfloat16, and the whole of it a tenth of what packing takes.
+    """
+    parts = weight.split(_ROWS_PER_NORM)
+    return torch.cat([torch.linalg.vector_norm(p.float(), dim=1).square() for p in parts])
 
 
 def _weight(module: nn.Module) -> Tensor:
