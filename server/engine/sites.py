@@ -127,7 +127,8 @@ def _squared_norms(weight: Tensor) -> Tensor:
     Why in parts: they stay in the cache between the cast and the sum, which makes it twenty times
     faster in bfloat16, and the whole of it a tenth of what packing takes.
     """
-    parts = weight.split(_ROWS_PER_NORM)
+    starts = range(0, len(weight), _ROWS_PER_NORM)
+    parts = (weight[start : start + _ROWS_PER_NORM] for start in starts)
     return torch.cat([torch.linalg.vector_norm(p.float(), dim=1).square() for p in parts])
 
 
