@@ -97,8 +97,8 @@ async def test_unloading_frees_the_device_and_the_next_request_loads_again(
     served: Served,
 ) -> None:
     client = served.client
-    await served.push("a", served.saved.adapters["patterns16"])
     free_rows = served.server.engine.stats().free_pool_rows
+    await served.push("a", served.saved.adapters["patterns16"])  # its self-test brings it there
     await client.load_adapter("a")
     assert served.server.engine.stats().free_pool_rows < free_rows
     await client.unload_adapter("a")
