@@ -18,10 +18,10 @@ BENCH_ARGS ?= --preset quick
 BENCH_OUT ?= runs/benchmarks
 SERVE_ARGS ?=
 
-.PHONY: help setup demo test check fmt protos serve bench bench-all clean
+.PHONY: help setup demo test test-interpreter test-triton check fmt protos serve bench bench-all clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BASE_STAMP): $(INSTALL_INPUTS)
 	@scripts/install base
@@ -34,9 +34,18 @@ setup: $(DEV_STAMP) ## make .venv with every pinned dependency, for development
 demo: $(BASE_STAMP) ## serve, train two adapters, swap them under load, show what happened
 	@$(BIN)/polygraft demo
 
-test: check ## everything CI runs: check, then the tests
+test: check test-interpreter ## everything CI runs: check, then the tests
 	@scripts/fetch-promtool
 	@$(BIN)/pytest --durations=15 $(PYTEST_ARGS)
+
+# Why a process of its own: Triton chooses its interpreter when a kernel is imported.
+test-interpreter: $(DEV_STAMP) ## the Triton kernels against float64, in Triton's interpreter (no GPU)
+	@TRITON_INTERPRET=1 $(BIN)/pytest -q --durations=3 tests/kernels/interpreted
+
+TRITON ?= 3.9.0
+test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept beside .venv
+	@[ -d .venv/triton-$(TRITON) ] || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$(TRITON) triton==$(TRITON)
+	@PYTHONPATH=.venv/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
 
 check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos
 	@scripts/check

@@ -69,7 +69,7 @@ def random_case(
     seed: int,
     dtype: torch.dtype = torch.float32,
     *,
-    max_rows: int = 70,
+    max_rows: int = 50,
     ranks: tuple[int, ...] = RANKS,
 ) -> FusedCase:
     """Sizes that are mostly no multiples, 0 to 16 adapters of mixed ranks, base-only rows, segments

@@ -1,0 +1,128 @@
+"""How the fused kernel cuts a linear layer into tiles: chosen by the bucket of a step alone.
+
+Nothing of a step's content enters, so one bucket always computes with the same bits. The tables are
+a heuristic, reckoned and compiled (docs/kernels.md), not yet measured on a GPU. No Triton, no
+tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Target = Literal["sm_80", "sm_90", "gfx942"]
+
+LARGEST_BUCKET = 8192
+_SPLITS = (4, 2)
+_PROGRAMS_WANTED = 128  # Why: about one per multiprocessor of the chips in the table
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """One compiled form of the kernel; the names are those of its constants.
+
+    swap computes the transposed tile, which puts the many outputs, not the few rows, on the side
+    of the tensor core's instruction that has 64 of them.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_c: int = 16
+    split_k: int = 1
+    swap: bool = False
+    num_warps: int = 4
+    num_stages: int = 3
+    group_m: int = 8
+
+    def num_programs(self, rows: int, slices: tuple[int, ...]) -> int:
+        """Programs of one launch."""
+        return self.split_k * self.num_tiles(rows, slices)
+
+    def num_tiles(self, rows: int, slices: tuple[int, ...]) -> int:
+        """Tiles of Y: a tile does not cross the border of two slices."""
+        across = sum(-(-width // self.block_n) for width in slices)
+        return -(-rows // self.block_m) * across
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What a choice may depend on: a range of row counts, named by its largest, and the site.
+
+    inputs, outputs: widths of the slices of the sum and of the result; at most one has several.
+    is_gradient: of the gradient of X, which reads W transposed.
+    """
+
+    rows: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    is_gradient: bool = False
+
+    @classmethod
+    def forward(cls, rows: int, inputs: int, slices: tuple[int, ...]) -> Bucket:
+        """The bucket of a step of `rows` rows: powers of two up to LARGEST_BUCKET."""
+        return cls(_bucket_rows(rows), (inputs,), slices)
+
+    @classmethod
+    def gradient(cls, rows: int, inputs: int, slices: tuple[int, ...]) -> Bucket:
+        """The same for the gradient of the step's X."""
+        return cls(_bucket_rows(rows), slices, (inputs,), is_gradient=True)
+
+
+def _bucket_rows(rows: int) -> int:
+    return min(1 << max(rows - 1, 0).bit_length(), LARGEST_BUCKET)
+
+
+# By target: (largest bucket, tiles). A bucket takes the first line that it does not exceed.
+_TABLES: dict[Target, tuple[tuple[int, TileConfig], ...]] = {
+    "sm_90": (
+        (16, TileConfig(16, 64, 128, swap=True, num_stages=4)),
+        (32, TileConfig(32, 64, 128, swap=True, num_stages=3)),
+        (64, TileConfig(64, 64, 128, swap=True, num_stages=3)),
+        (256, TileConfig(128, 128, 64, num_warps=8, num_stages=4)),
+        (LARGEST_BUCKET, TileConfig(128, 256, 64, num_warps=8, num_stages=3)),
+    ),
+    "sm_80": (
+        (16, TileConfig(16, 64, 128, swap=True, num_stages=4)),
+        (32, TileConfig(32, 64, 64, swap=True, num_stages=4)),
+        (64, TileConfig(64, 64, 64, swap=True, num_stages=4)),
+        (256, TileConfig(128, 64, 64, num_warps=8, num_stages=4)),
+        (LARGEST_BUCKET, TileConfig(128, 128, 64, num_warps=8, num_stages=4)),
+    ),
+    "gfx942": (
+        (16, TileConfig(16, 64, 128, num_stages=2)),
+        (64, TileConfig(64, 64, 64, num_stages=2)),
+        (LARGEST_BUCKET, TileConfig(128, 128, 64, num_warps=8, num_stages=2)),
+    ),
+}
+
+_GRADIENT_TILES: dict[Target, TileConfig] = {
+    "sm_90": TileConfig(128, 128, 64, num_warps=8, num_stages=3),
+    "sm_80": TileConfig(128, 64, 64, num_warps=8, num_stages=3),
+    "gfx942": TileConfig(128, 64, 64, num_warps=8, num_stages=2),
+}
+
+
+def choice(bucket: Bucket, target: Target) -> TileConfig:
+    """The tiles of a bucket. The sum is cut where that needs no remainder, and split among programs
+    where the tiles alone are fewer than the chip has multiprocessors."""
+    if bucket.is_gradient:
+        config = _GRADIENT_TILES[target]
+    else:
+        config = next(config for rows, config in _TABLES[target] if bucket.rows <= rows)
+    config = replace(config, block_k=_largest_divisor(config.block_k, bucket.inputs))
+    if len(bucket.inputs) > 1:
+        return config
+    (inputs,) = bucket.inputs
+    tiles = config.num_tiles(bucket.rows, bucket.outputs)
+    for split in reversed(_SPLITS):
+        if tiles * config.split_k < _PROGRAMS_WANTED and inputs % (split * config.block_k) == 0:
+            config = replace(config, split_k=split)
+    return config
+
+
+def _largest_divisor(block: int, widths: tuple[int, ...]) -> int:
+    """The largest power of two from 16 to `block` that divides every width; `block` if none does:
+    the kernel then masks."""
+    fitting = (size for size in (128, 64, 32, 16) if size <= block)
+    return next((size for size in fitting if not any(w % size for w in widths)), block)
