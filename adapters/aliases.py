@@ -9,11 +9,16 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from polygraft.adapters.errors import AdapterCorrupt, AliasConflict
+from polygraft.adapters.alias_records import (
+    AliasMove,
+    AliasRecord,
+    candidate_of,
+    decode_move,
+    encode_move,
+)
+from polygraft.adapters.errors import AdapterCorrupt, AliasConflict, GateRefused
 from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.log import Log
 from polygraft.adapters.names import name_path, path_name
@@ -21,32 +26,16 @@ from polygraft.adapters.stores.protocol import Store
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 10_000  # the weight of an alias's only target, in 1/10000
-
-
-@dataclass(frozen=True, slots=True)
-class AliasRecord:
-    """One move of an alias; `generation` counts moves from 1. A removal has number 0."""
-
-    adapter_name: str
-    alias: str
-    digest: str
-    number: int
-    generation: int
-    moved_at: float  # seconds since the epoch
-    reason: str
-
-    @property
-    def is_removed(self) -> bool:
-        """Whether this move took the alias away."""
-        return self.number == 0
-
 
 class AliasBook:
-    """All aliases of a store, held in memory; every move is durable before it is visible."""
+    """All aliases of a store, held in memory; every move is durable before it is visible.
 
-    def __init__(self, store: Store) -> None:
+    `on_move` is told of every move that becomes visible after `load`, by whichever process.
+    """
+
+    def __init__(self, store: Store, on_move: Callable[[AliasRecord], None]) -> None:
         self._store = store
+        self._on_move = on_move
         self._lock = threading.Lock()
         self._history: dict[tuple[str, str], list[AliasRecord]] = {}
         self._listed: dict[str, int] = {}  # hash of the keys that a log had when it was read
@@ -84,53 +73,57 @@ class AliasBook:
         with self._lock:
             return list(self._history.get((name, alias), ()))
 
-    def move(
-        self,
-        name: str,
-        alias: str,
-        *,
-        digest: str,
-        number: int,
-        expected_generation: int | None,
-        reason: str,
-    ) -> AliasRecord:
-        """Points the alias at a version and returns the new record.
+    def move(self, name: str, alias: str, move: AliasMove) -> AliasRecord:
+        """Points the alias at the targets and returns the new record.
 
-        `expected_generation` None moves unconditionally, 0 demands that the alias does not
-        exist; anything else that is not the current generation raises AliasConflict. A move to
-        where it points already writes nothing.
+        A generation that is not `move.expected_generation` raises AliasConflict. A move to where
+        it points already writes nothing. GateRefused when the alias demands a gate for a version
+        that comes in, and the move has passed none.
         """
         while True:
             current = self.current(name, alias)
             generation = current.generation if current else 0
-            if expected_generation is not None and expected_generation != generation:
-                raise _conflict(name, alias, expected_generation, generation)
-            if current and current.number == number:
+            expected = move.expected_generation
+            if expected is not None and expected != generation:
+                raise _conflict(name, alias, expected, generation)
+            if current and current.targets == move.targets and not move.policy:
                 return current
-            if record := self._append(name, alias, digest, number, reason):
+            _check_cleared(current, move)
+            if record := self._append(name, alias, move, current):
                 return record
             self._reload(name, alias)  # another process moved it; look again
 
-    def remove(self, name: str, alias: str, reason: str) -> None:
+    def remove(
+        self,
+        name: str,
+        alias: str,
+        reason: str,
+        by: str = "",
+        expected_generation: int | None = None,
+    ) -> None:
         """Takes the alias away; its history and its generation count stay."""
-        while self.current(name, alias) and not self._append(name, alias, "", 0, reason):
+        move = AliasMove((), reason=reason, by=by)
+        while current := self.current(name, alias):
+            if expected_generation not in (None, current.generation):
+                raise _conflict(name, alias, expected_generation, current.generation)
+            if self._append(name, alias, move, current):
+                return
             self._reload(name, alias)
 
     def _append(
-        self, name: str, alias: str, digest: str, number: int, reason: str
+        self, name: str, alias: str, move: AliasMove, current: AliasRecord | None
     ) -> AliasRecord | None:
         history = self.history(name, alias)
         generation = history[-1].generation + 1 if history else 1
-        targets = [{"version": digest, "number": number, "weight": WHOLE}] if number else []
         failpoint("alias.record")
-        entry = self._log(name, alias).append(
-            generation, {"targets": targets, "previous": generation - 1, "reason": reason}
-        )
+        log = self._log(name, alias)
+        entry = log.append(generation, encode_move(move, current, generation - 1))
         if entry is None:
             return None
-        record = _record(name, alias, generation, entry)
+        record = decode_move(name, alias, generation, entry)
         with self._lock:
             self._history.setdefault((name, alias), []).append(record)
+        self._on_move(record)
         return record
 
     def _logs(self, moved: Iterable[str] | None) -> dict[str, tuple[str, ...] | None]:
@@ -147,30 +140,33 @@ class AliasBook:
         for generation, entry in self._log(name, alias).entries(keys):
             if isinstance(entry, AdapterCorrupt):
                 raise entry
-            history.append(_record(name, alias, generation, entry))
+            history.append(decode_move(name, alias, generation, entry))
         with self._lock:
+            known = self._history.get((name, alias))
             self._history[name, alias] = history
+        last = known[-1].generation if known else 0
+        for record in history:
+            if record.generation > last:
+                self._on_move(record)
 
     def _log(self, name: str, alias: str) -> Log:
         return Log(self._store, f"aliases/{name_path(name)}/{alias}/")
 
 
-def _record(name: str, alias: str, generation: int, entry: dict[str, Any]) -> AliasRecord:
-    target: dict[str, Any] = (
-        entry["targets"][0] if entry["targets"] else {"version": "", "number": 0}
-    )
-    return AliasRecord(
-        adapter_name=name,
-        alias=alias,
-        digest=target["version"],
-        number=target["number"],
-        generation=generation,
-        moved_at=entry["at"],
-        reason=entry["reason"],
+def _check_cleared(current: AliasRecord | None, move: AliasMove) -> None:
+    """Why here: whatever moves an alias comes by, an upload that promotes included."""
+    if current is None or current.policy is None or not current.policy.required:
+        return
+    if move.is_cleared or candidate_of(current, move.targets) is None:
+        return
+    raise GateRefused(
+        f"{current.adapter_name}@{current.alias} lets no version in that has not passed its gate.",
+        item="gate",
+        hint="Run `polygraft adapters gate`, or force the move and say why.",
     )
 
 
-def _conflict(name: str, alias: str, expected: int, current: int) -> AliasConflict:
+def _conflict(name: str, alias: str, expected: int | None, current: int) -> AliasConflict:
     return AliasConflict(
         f"{name}@{alias} is at generation {current}, not {expected}.",
         item="expected_generation",

@@ -11,6 +11,7 @@ PolygraftError
 ├── AdapterIncompatible   right files, other base: fingerprint, shape, rank over the limit
 ├── AdapterInUse          the version is referenced by an alias or by running requests
 ├── AliasConflict         the alias moved since it was read
+├── GateRefused           the scores do not allow the version in; `metadata` has each check
 ├── ModelRefused          the base model cannot be served exactly
 ├── UploadConflict        another header has this upload id
 ├── UploadOutOfRange      a chunk lies behind what has come; the metadata says where to go on
@@ -125,6 +126,12 @@ class AliasConflict(PolygraftError):
     """The alias is not at the expected generation; `metadata["generation"]` is the current one."""
 
     reason = "ALIAS_CONFLICT"
+
+
+class GateRefused(PolygraftError):
+    """A version was not let in; `metadata` has every check as "name: found | needed | passed"."""
+
+    reason = "GATE_REFUSED"
 
 
 class ModelRefused(PolygraftError):

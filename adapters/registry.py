@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polygraft.adapters.aliases import AliasBook, AliasRecord
+from polygraft.adapters.alias_records import (
+    AliasMove,
+    AliasRecord,
+    Target,
+    check_reason,
+    check_targets,
+)
+from polygraft.adapters.aliases import AliasBook
 from polygraft.adapters.blobs import Blobs, keys_of
 from polygraft.adapters.changes import SharedStore
 from polygraft.adapters.claims import claim
@@ -24,8 +31,8 @@ from polygraft.adapters.errors import (
     AdapterInvalid,
     AdapterNotFound,
     AliasConflict,
-    InvalidRequest,
 )
+from polygraft.adapters.events import AdapterEvent, EventKind, event_of_move
 from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.log import Log
 from polygraft.adapters.manifest import Manifest
@@ -44,7 +51,6 @@ from polygraft.adapters.version_table import VersionRecord, VersionTable
 __all__ = ["Registry", "VersionRecord"]
 
 VERSIONS, ALIASES = "versions/", "aliases/"
-MAX_REASON_BYTES = 1024  # of an alias move; it is kept for ever and listed with the alias
 
 
 class Registry:
@@ -59,7 +65,8 @@ class Registry:
         self._store = SharedStore(store)
         self._in_use = in_use
         self._blobs = Blobs(self._store)
-        self._aliases = AliasBook(self._store)
+        self._observe: Callable[[AdapterEvent], None] = lambda event: None
+        self._aliases = AliasBook(self._store, lambda record: self._observe(event_of_move(record)))
         self._writing = threading.Lock()  # one writer of this process at a time
         self._table = VersionTable()
         # Versions that are published but whose bytes were found damaged, by digest.
@@ -101,6 +108,12 @@ class Registry:
                 return
         self.refresh()
 
+    def observe(self, observer: Callable[[AdapterEvent], None]) -> None:
+        """From now on `observer` is told of what changes here, by whichever process. It must be
+        quick, and is called from the thread that writes or follows.
+        """
+        self._observe = observer
+
     def names(self) -> list[str]:
         """Names that have a version, sorted."""
         return self._table.names()
@@ -132,9 +145,13 @@ class Registry:
         """All moves of an alias, the oldest first."""
         return self._aliases.history(name, alias)
 
+    def alias(self, name: str, alias: str) -> AliasRecord | None:
+        """Where an alias of a name points; None for a name without it."""
+        return self._aliases.current(name, alias)
+
     def live(self, name: str) -> AliasRecord | None:
         """Where `live` of a name points; None for a name without it."""
-        return self._aliases.current(name, LIVE)
+        return self.alias(name, LIVE)
 
     def find(self, name: str, digest: str) -> VersionRecord | None:
         """The lowest-numbered version of a name with this content; None if there is none."""
@@ -142,16 +159,27 @@ class Registry:
         return min(found, key=lambda record: record.number, default=None)
 
     def resolve(self, reference: str) -> VersionRecord:
-        """The version that a reference means now.
+        """The version that a reference means now; of an alias with a canary, the one in charge.
 
         Raises InvalidRequest for a malformed one, AdapterNotFound naming what exists, and
         AdapterCorrupt for a version whose stored bytes were found damaged.
         """
+        return self.route(reference, None)[0]
+
+    def route(
+        self, reference: str, request_key: str | None
+    ) -> tuple[VersionRecord, AliasRecord | None]:
+        """The version that serves a request of this key, and the alias that chose it, if one did.
+
+        Raises as `resolve`.
+        """
         parsed = parse_reference(reference)
         if parsed.digest:
-            return self._by_digest(parsed.digest)
-        number = parsed.number or self._alias_target(parsed.name, parsed.alias or LIVE)
-        return self.version(parsed.name, number)
+            return self._by_digest(parsed.digest), None
+        if parsed.number:
+            return self.version(parsed.name, parsed.number), None
+        alias = self._existing_alias(parsed.name, parsed.alias or LIVE)
+        return self.version(parsed.name, alias.target_for(request_key).number), alias
 
     def publish(
         self, name: str, manifest: Manifest, files: Mapping[str, Path], *, proven: bool = False
@@ -169,7 +197,8 @@ class Registry:
                 record = self.find(name, digest) or self._append(name, manifest, digest, proven)
                 with contextlib.suppress(AliasConflict):  # another process was first
                     if self.live(name) is None:
-                        self._move(record, LIVE, 0, "first version")
+                        first = AliasMove((Target(digest, record.number),), 0, "first version")
+                        self._aliases.move(name, LIVE, first)
         failpoint("publish.reply")
         return record
 
@@ -181,30 +210,51 @@ class Registry:
         *,
         expected_generation: int | None = None,
         reason: str = "",
+        by: str = "",
     ) -> AliasRecord:
-        """Points an alias at a version; AliasConflict unless it is at `expected_generation`.
+        """Points an alias at one version; AliasConflict unless it is at `expected_generation`.
 
         None moves unconditionally, 0 demands that the alias does not exist yet.
         """
+        targets = (Target(self.version(name, number).digest, number),)
+        return self.write_alias(name, alias, AliasMove(targets, expected_generation, reason, by))
+
+    def write_alias(self, name: str, alias: str, move: AliasMove) -> AliasRecord:
+        """Writes a move. Raises AliasConflict, GateRefused, AdapterNotFound and InvalidRequest."""
         check_alias(alias)
-        if len(reason.encode()) > MAX_REASON_BYTES:
-            raise InvalidRequest(
-                f"{len(reason.encode())} bytes are more than the {MAX_REASON_BYTES} allowed.",
-                reason="LIMIT_EXCEEDED",
-                item="reason",
-                found=len(reason.encode()),
-                allowed=MAX_REASON_BYTES,
-            )
+        check_reason(move.reason)
+        check_targets(move.targets)
         with self._writing:
-            moved = self._move(self.version(name, number), alias, expected_generation, reason)
+            for target in move.targets:
+                self._check_target(name, target)
+            moved = self._aliases.move(name, alias, move)
         failpoint("alias.reply")
         return moved
+
+    def remove_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        expected_generation: int | None = None,
+        reason: str = "",
+        by: str = "",
+    ) -> None:
+        """Takes an alias away. Raises AliasConflict and AdapterNotFound."""
+        check_reason(reason)
+        with self._writing:
+            self._existing_alias(name, alias)
+            self._aliases.remove(name, alias, reason, by, expected_generation)
 
     def delete_version(self, name: str, number: int) -> None:
         """Removes a version; AdapterInUse when an alias or a running request refers to it."""
         with self._writing:
             record = self.version(name, number)
-            holders = [a.alias for a in self._aliases.of(name) if a.number == number]
+            holders = [
+                alias.alias
+                for alias in self._aliases.of(name)
+                if number in (target.number for target in alias.targets)
+            ]
             if holders:
                 raise AdapterInUse(
                     f"{name}@{number} is the target of {', '.join(holders)}.",
@@ -247,18 +297,24 @@ class Registry:
         for name in self._table.names():
             records = self._table.of(name)
             for alias in self._aliases.of(name):
-                if self._table.is_damaged(name, alias.number):
-                    continue
-                target = records.get(alias.number)
-                assert target is not None, f"{name}@{alias.alias} targets nothing"
-                assert target.digest == alias.digest, f"{name}@{alias.alias} has another digest"
+                for target in alias.targets:
+                    if self._table.is_damaged(name, target.number):
+                        continue
+                    found, where = records.get(target.number), f"{name}@{alias.alias}"
+                    assert found is not None, f"{where} targets nothing"
+                    assert found.digest == target.digest, f"{where} has another digest"
 
-    def _alias_target(self, name: str, alias: str) -> int:
+    def _existing_alias(self, name: str, alias: str) -> AliasRecord:
         record = self._aliases.current(name, alias)
         if record is not None:
-            return record.number
+            return record
         aliases = [f"{name}@{a.alias}" for a in self.aliases(name)]
         raise not_found("alias", f"{name}@{alias}", aliases)
+
+    def _check_target(self, name: str, target: Target) -> None:
+        """It may have been deleted, and by content this one, since the move was thought up."""
+        if self.version(name, target.number).digest != target.digest:
+            raise not_found("version", f"{name}@{target.number} of {target.digest}", [])
 
     def _by_digest(self, digest: str) -> VersionRecord:
         found = self._table.with_digest(digest)
@@ -280,19 +336,8 @@ class Registry:
             if entry is not None:
                 record = self._record(name, number, entry)
                 self._table.add(record)
+                self._observe(_event(EventKind.PUBLISHED, record))
                 return record
-
-    def _move(
-        self, record: VersionRecord, alias: str, expected: int | None, reason: str
-    ) -> AliasRecord:
-        return self._aliases.move(
-            record.adapter_name,
-            alias,
-            digest=record.digest,
-            number=record.number,
-            expected_generation=expected,
-            reason=reason,
-        )
 
     def _check_unused(self, record: VersionRecord) -> None:
         if self._in_use(record.digest):
@@ -306,6 +351,7 @@ class Registry:
     def _delete(self, record: VersionRecord) -> None:
         self._log(record.adapter_name).delete(record.number, "deleted")
         self._table.remove(record)
+        self._observe(_event(EventKind.VERSION_DELETED, record))
 
     def _take_in(self, keys: Sequence[str]) -> None:
         names = {path_name(_path(key)) for key in keys if key.startswith(VERSIONS)}
@@ -332,7 +378,12 @@ class Registry:
             except AdapterCorrupt as error:
                 # Why not raise: one damaged version must not keep the others from being served.
                 damaged[number] = error
+        before = self._table.of(name)
         self._table.replace(name, records, damaged, log.last_number(keys))
+        for number in sorted(before.keys() - records.keys() - damaged.keys()):
+            self._observe(_event(EventKind.VERSION_DELETED, before[number]))
+        for number in sorted(records.keys() - before.keys()):
+            self._observe(_event(EventKind.PUBLISHED, records[number]))
 
     def _record(self, name: str, number: int, entry: Mapping[str, Any]) -> VersionRecord:
         try:
@@ -380,3 +431,7 @@ class Registry:
 def _path(key: str) -> str:
     """The part of a version record's key that stands for the name."""
     return key.removeprefix(VERSIONS).rpartition("/")[0]
+
+
+def _event(kind: EventKind, record: VersionRecord) -> AdapterEvent:
+    return AdapterEvent(kind, record.adapter_name, record.number, record.digest)

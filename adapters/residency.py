@@ -204,6 +204,12 @@ class Residency:
         if dropped:
             self._tell_evicted([digest], Tier.HOST)
 
+    def keep(self, digest: str, seconds: float) -> None:
+        """For so long the version's host copy, if there is one, goes after those of others."""
+        with self._changed:
+            if entry := self._table.entries.get(digest):
+                entry.kept_until = time.monotonic() + seconds
+
     def abandon(self, abandoned: threading.Event) -> None:
         """End the `load` or `unload` that was given this event: its caller has left."""
         with self._changed:

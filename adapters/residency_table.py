@@ -258,8 +258,8 @@ class ResidencyTable:
     def trim_host(self) -> list[str]:
         """Drops host copies until they fit the limit; returns whose.
 
-        Those of waiting loads go last, and never that of the load which is next in line, else
-        two loads could evict each other for ever.
+        Those of waiting loads go last, before them those kept for a rollback, and never that of
+        the load which is next in line, else two loads could evict each other for ever.
         """
         dropped: list[str] = []
         while self.host_used > self.host_limit:
@@ -273,12 +273,15 @@ class ResidencyTable:
             ]
             if not candidates:
                 break
-            victim = min(
-                candidates, key=lambda e: (e.stage is Stage.TO_PLACE, e.is_wanted, e.last_used)
-            )
+            victim = min(candidates, key=self._worth)
             self.drop_host(victim)
             dropped.append(victim.digest)
         return dropped
+
+    def _worth(self, entry: Entry) -> tuple[bool, bool, bool, int]:
+        """The host copy of the least is dropped first."""
+        is_kept = entry.kept_until > self.rotation.clock()
+        return (entry.stage is Stage.TO_PLACE, is_kept, entry.is_wanted, entry.last_used)
 
     def stats(self, pinned: Place) -> ResidencyStats:
         """A snapshot of counts and bytes."""

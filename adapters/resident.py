@@ -124,6 +124,7 @@ class Entry:
     size: tuple[int, int] = (0, 0)  # rank and virtual tokens, known once it has been read
     wanted_at: float = 0.0  # when the load was asked for, monotonic
     placed_at: float = 0.0  # when it came to the device, monotonic
+    kept_until: float = 0.0  # until when its host copy goes after others', monotonic
     times_freed: int = 0  # how often its place on the device was given back
 
     @property

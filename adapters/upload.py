@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polygraft.adapters.aliases import AliasRecord
+from polygraft.adapters.alias_records import AliasRecord
 from polygraft.adapters.chunks import check_chunk
 from polygraft.adapters.errors import (
     AdapterIncompatible,

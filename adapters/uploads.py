@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from polygraft.adapters.aliases import AliasRecord
+from polygraft.adapters.alias_records import AliasRecord
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     PolygraftError,

@@ -24,69 +24,68 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from polygraft.protos import aliases_pb2 as polygraft_dot_protos_dot_aliases__pb2
+from polygraft.protos import events_pb2 as polygraft_dot_protos_dot_events__pb2
+from polygraft.protos import gate_pb2 as polygraft_dot_protos_dot_gate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolygraft/protos/adapters.proto\x12\x0cpolygraft.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x14UploadAdapterRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.polygraft.v1.UploadHeaderH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.polygraft.v1.FileChunkH\x00\x42\x06\n\x04part\"\xac\x01\n\x0cUploadHeader\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x1d\n\x15\x61llow_unverified_base\x18\x04 \x01(\x08\x12\x17\n\x0f\x61llow_no_effect\x18\x05 \x01(\x08\x12\x11\n\tupload_id\x18\x06 \x01(\t\"C\n\x0f\x46ileDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"c\n\tFileChunk\x12\x12\n\nfile_index\x18\x01 \x01(\x05\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x42\t\n\x07_crc32c\"|\n\x15UploadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\"\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x13.polygraft.v1.Alias\x12\x10\n\x08warnings\x18\x03 \x03(\t\"N\n\x0c\x46ileProgress\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x1c\n\x14persisted_size_bytes\x18\x03 \x01(\x03\"\xcf\x01\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.polygraft.v1.UploadState\x12)\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1a.polygraft.v1.FileProgress\x12-\n\x07version\x18\x05 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x18\n\x10rejection_reason\x18\x06 \x01(\t\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\")\n\x16\x44ownloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"{\n\x17\x44ownloadAdapterResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.DownloadHeaderH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.polygraft.v1.FileChunkH\x00\x42\x06\n\x04part\"m\n\x0e\x44ownloadHeader\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\"\x83\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rversion_count\x18\x02 \x01(\x05\x12$\n\x07\x61liases\x18\x03 \x03(\x0b\x32\x13.polygraft.v1.Alias\x12-\n\x07version\x18\x04 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\"\xf5\x02\n\x0e\x41\x64\x61pterVersion\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.polygraft.v1.AdapterKind\x12\x13\n\x0bis_verified\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x10\n\x08max_rank\x18\x08 \x01(\x05\x12\x1b\n\x13virtual_token_count\x18\t \x01(\x05\x12\x16\n\x0evariable_names\x18\n \x03(\t\x12 \n\x04tier\x18\x0b \x01(\x0e\x32\x12.polygraft.v1.Tier\x12\x17\n\x0freference_count\x18\x0c \x01(\x05\x12\x15\n\rmanifest_json\x18\r \x01(\t\x12\x11\n\tis_proven\x18\x0e \x01(\x08\"\xa9\x01\n\x05\x41lias\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"$\n\x11GetAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.polygraft.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x1aListAdapterVersionsRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1bListAdapterVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x14\x44\x65leteAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"K\n\x1b\x44\x65leteAdapterVersionRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x05\"\x9b\x01\n\x12UpdateAliasRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x16\n\x14_expected_generation\"2\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t*\xb5\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16UPLOAD_STATE_RECEIVING\x10\x01\x12\x1b\n\x17UPLOAD_STATE_VALIDATING\x10\x02\x12\x1a\n\x16UPLOAD_STATE_PUBLISHED\x10\x03\x12\x19\n\x15UPLOAD_STATE_REJECTED\x10\x04\x12\x18\n\x14UPLOAD_STATE_EXPIRED\x10\x05*y\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_KIND_SOFT_PROMPT\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_KIND_PREFIX\x10\x03*o\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_STORE\x10\x01\x12\x10\n\x0cTIER_LOADING\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x12\x0f\n\x0bTIER_FAILED\x10\x05\x32\xaa\x07\n\x0e\x41\x64\x61pterService\x12Z\n\rUploadAdapter\x12\".polygraft.v1.UploadAdapterRequest\x1a#.polygraft.v1.UploadAdapterResponse(\x01\x12\x41\n\tGetUpload\x12\x1e.polygraft.v1.GetUploadRequest\x1a\x14.polygraft.v1.Upload\x12`\n\x0f\x44ownloadAdapter\x12$.polygraft.v1.DownloadAdapterRequest\x1a%.polygraft.v1.DownloadAdapterResponse0\x01\x12\x44\n\nGetAdapter\x12\x1f.polygraft.v1.GetAdapterRequest\x1a\x15.polygraft.v1.Adapter\x12U\n\x0cListAdapters\x12!.polygraft.v1.ListAdaptersRequest\x1a\".polygraft.v1.ListAdaptersResponse\x12j\n\x13ListAdapterVersions\x12(.polygraft.v1.ListAdapterVersionsRequest\x1a).polygraft.v1.ListAdapterVersionsResponse\x12K\n\rDeleteAdapter\x12\".polygraft.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x14\x44\x65leteAdapterVersion\x12).polygraft.v1.DeleteAdapterVersionRequest\x1a\x16.google.protobuf.Empty\x12\x44\n\x0bUpdateAlias\x12 .polygraft.v1.UpdateAliasRequest\x1a\x13.polygraft.v1.Alias\x12M\n\x0bLoadAdapter\x12 .polygraft.v1.LoadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersion\x12Q\n\rUnloadAdapter\x12\".polygraft.v1.UnloadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolygraft/protos/adapters.proto\x12\x0cpolygraft.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epolygraft/protos/aliases.proto\x1a\x1dpolygraft/protos/events.proto\x1a\x1bpolygraft/protos/gate.proto\"v\n\x14UploadAdapterRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.polygraft.v1.UploadHeaderH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.polygraft.v1.FileChunkH\x00\x42\x06\n\x04part\"\xac\x01\n\x0cUploadHeader\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x1d\n\x15\x61llow_unverified_base\x18\x04 \x01(\x08\x12\x17\n\x0f\x61llow_no_effect\x18\x05 \x01(\x08\x12\x11\n\tupload_id\x18\x06 \x01(\t\"C\n\x0f\x46ileDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"c\n\tFileChunk\x12\x12\n\nfile_index\x18\x01 \x01(\x05\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x42\t\n\x07_crc32c\"|\n\x15UploadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\"\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x13.polygraft.v1.Alias\x12\x10\n\x08warnings\x18\x03 \x03(\t\"N\n\x0c\x46ileProgress\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x1c\n\x14persisted_size_bytes\x18\x03 \x01(\x03\"\xcf\x01\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.polygraft.v1.UploadState\x12)\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1a.polygraft.v1.FileProgress\x12-\n\x07version\x18\x05 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x18\n\x10rejection_reason\x18\x06 \x01(\t\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\")\n\x16\x44ownloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"{\n\x17\x44ownloadAdapterResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.DownloadHeaderH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.polygraft.v1.FileChunkH\x00\x42\x06\n\x04part\"m\n\x0e\x44ownloadHeader\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12,\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1d.polygraft.v1.FileDeclaration\"\x83\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rversion_count\x18\x02 \x01(\x05\x12$\n\x07\x61liases\x18\x03 \x03(\x0b\x32\x13.polygraft.v1.Alias\x12-\n\x07version\x18\x04 \x01(\x0b\x32\x1c.polygraft.v1.AdapterVersion\"\xf5\x02\n\x0e\x41\x64\x61pterVersion\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.polygraft.v1.AdapterKind\x12\x13\n\x0bis_verified\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x10\n\x08max_rank\x18\x08 \x01(\x05\x12\x1b\n\x13virtual_token_count\x18\t \x01(\x05\x12\x16\n\x0evariable_names\x18\n \x03(\t\x12 \n\x04tier\x18\x0b \x01(\x0e\x32\x12.polygraft.v1.Tier\x12\x17\n\x0freference_count\x18\x0c \x01(\x05\x12\x15\n\rmanifest_json\x18\r \x01(\t\x12\x11\n\tis_proven\x18\x0e \x01(\x08\"$\n\x11GetAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.polygraft.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x1aListAdapterVersionsRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1bListAdapterVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.polygraft.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x14\x44\x65leteAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"K\n\x1b\x44\x65leteAdapterVersionRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x05\"2\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t*\xb5\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16UPLOAD_STATE_RECEIVING\x10\x01\x12\x1b\n\x17UPLOAD_STATE_VALIDATING\x10\x02\x12\x1a\n\x16UPLOAD_STATE_PUBLISHED\x10\x03\x12\x19\n\x15UPLOAD_STATE_REJECTED\x10\x04\x12\x18\n\x14UPLOAD_STATE_EXPIRED\x10\x05*y\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_KIND_SOFT_PROMPT\x10\x02\x12\x17\n\x13\x41\x44\x41PTER_KIND_PREFIX\x10\x03*o\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_STORE\x10\x01\x12\x10\n\x0cTIER_LOADING\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x12\x0f\n\x0bTIER_FAILED\x10\x05\x32\xb9\n\n\x0e\x41\x64\x61pterService\x12Z\n\rUploadAdapter\x12\".polygraft.v1.UploadAdapterRequest\x1a#.polygraft.v1.UploadAdapterResponse(\x01\x12\x41\n\tGetUpload\x12\x1e.polygraft.v1.GetUploadRequest\x1a\x14.polygraft.v1.Upload\x12`\n\x0f\x44ownloadAdapter\x12$.polygraft.v1.DownloadAdapterRequest\x1a%.polygraft.v1.DownloadAdapterResponse0\x01\x12\x44\n\nGetAdapter\x12\x1f.polygraft.v1.GetAdapterRequest\x1a\x15.polygraft.v1.Adapter\x12U\n\x0cListAdapters\x12!.polygraft.v1.ListAdaptersRequest\x1a\".polygraft.v1.ListAdaptersResponse\x12j\n\x13ListAdapterVersions\x12(.polygraft.v1.ListAdapterVersionsRequest\x1a).polygraft.v1.ListAdapterVersionsResponse\x12K\n\rDeleteAdapter\x12\".polygraft.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x14\x44\x65leteAdapterVersion\x12).polygraft.v1.DeleteAdapterVersionRequest\x1a\x16.google.protobuf.Empty\x12\x44\n\x0bUpdateAlias\x12 .polygraft.v1.UpdateAliasRequest\x1a\x13.polygraft.v1.Alias\x12G\n\x0b\x44\x65leteAlias\x12 .polygraft.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Empty\x12\x61\n\x10ListAliasHistory\x12%.polygraft.v1.ListAliasHistoryRequest\x1a&.polygraft.v1.ListAliasHistoryResponse\x12H\n\rRollbackAlias\x12\".polygraft.v1.RollbackAliasRequest\x1a\x13.polygraft.v1.Alias\x12\x44\n\x0bRecordScore\x12 .polygraft.v1.RecordScoreRequest\x1a\x13.polygraft.v1.Score\x12Q\n\rWatchAdapters\x12\".polygraft.v1.WatchAdaptersRequest\x1a\x1a.polygraft.v1.AdapterEvent0\x01\x12M\n\x0bLoadAdapter\x12 .polygraft.v1.LoadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersion\x12Q\n\rUnloadAdapter\x12\".polygraft.v1.UnloadAdapterRequest\x1a\x1c.polygraft.v1.AdapterVersionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polygraft.protos.adapters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADSTATE']._serialized_start=2752
-  _globals['_UPLOADSTATE']._serialized_end=2933
-  _globals['_ADAPTERKIND']._serialized_start=2935
-  _globals['_ADAPTERKIND']._serialized_end=3056
-  _globals['_TIER']._serialized_start=3058
-  _globals['_TIER']._serialized_end=3169
-  _globals['_UPLOADADAPTERREQUEST']._serialized_start=111
-  _globals['_UPLOADADAPTERREQUEST']._serialized_end=229
-  _globals['_UPLOADHEADER']._serialized_start=232
-  _globals['_UPLOADHEADER']._serialized_end=404
-  _globals['_FILEDECLARATION']._serialized_start=406
-  _globals['_FILEDECLARATION']._serialized_end=473
-  _globals['_FILECHUNK']._serialized_start=475
-  _globals['_FILECHUNK']._serialized_end=574
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=576
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=700
-  _globals['_FILEPROGRESS']._serialized_start=702
-  _globals['_FILEPROGRESS']._serialized_end=780
-  _globals['_UPLOAD']._serialized_start=783
-  _globals['_UPLOAD']._serialized_end=990
-  _globals['_GETUPLOADREQUEST']._serialized_start=992
-  _globals['_GETUPLOADREQUEST']._serialized_end=1029
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1031
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1072
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1074
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1197
-  _globals['_DOWNLOADHEADER']._serialized_start=1199
-  _globals['_DOWNLOADHEADER']._serialized_end=1308
-  _globals['_ADAPTER']._serialized_start=1311
-  _globals['_ADAPTER']._serialized_end=1442
-  _globals['_ADAPTERVERSION']._serialized_start=1445
-  _globals['_ADAPTERVERSION']._serialized_end=1818
-  _globals['_ALIAS']._serialized_start=1821
-  _globals['_ALIAS']._serialized_end=1990
-  _globals['_GETADAPTERREQUEST']._serialized_start=1992
-  _globals['_GETADAPTERREQUEST']._serialized_end=2028
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=2030
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=2090
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2092
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2180
-  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_start=2182
-  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_end=2271
-  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_start=2273
-  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_end=2375
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=2377
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=2421
-  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_start=2423
-  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_end=2498
-  _globals['_UPDATEALIASREQUEST']._serialized_start=2501
-  _globals['_UPDATEALIASREQUEST']._serialized_end=2656
-  _globals['_LOADADAPTERREQUEST']._serialized_start=2658
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2708
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2710
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2749
-  _globals['_ADAPTERSERVICE']._serialized_start=3172
-  _globals['_ADAPTERSERVICE']._serialized_end=4110
+  _globals['_UPLOADSTATE']._serialized_start=2514
+  _globals['_UPLOADSTATE']._serialized_end=2695
+  _globals['_ADAPTERKIND']._serialized_start=2697
+  _globals['_ADAPTERKIND']._serialized_end=2818
+  _globals['_TIER']._serialized_start=2820
+  _globals['_TIER']._serialized_end=2931
+  _globals['_UPLOADADAPTERREQUEST']._serialized_start=203
+  _globals['_UPLOADADAPTERREQUEST']._serialized_end=321
+  _globals['_UPLOADHEADER']._serialized_start=324
+  _globals['_UPLOADHEADER']._serialized_end=496
+  _globals['_FILEDECLARATION']._serialized_start=498
+  _globals['_FILEDECLARATION']._serialized_end=565
+  _globals['_FILECHUNK']._serialized_start=567
+  _globals['_FILECHUNK']._serialized_end=666
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=668
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=792
+  _globals['_FILEPROGRESS']._serialized_start=794
+  _globals['_FILEPROGRESS']._serialized_end=872
+  _globals['_UPLOAD']._serialized_start=875
+  _globals['_UPLOAD']._serialized_end=1082
+  _globals['_GETUPLOADREQUEST']._serialized_start=1084
+  _globals['_GETUPLOADREQUEST']._serialized_end=1121
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1123
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1164
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1166
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1289
+  _globals['_DOWNLOADHEADER']._serialized_start=1291
+  _globals['_DOWNLOADHEADER']._serialized_end=1400
+  _globals['_ADAPTER']._serialized_start=1403
+  _globals['_ADAPTER']._serialized_end=1534
+  _globals['_ADAPTERVERSION']._serialized_start=1537
+  _globals['_ADAPTERVERSION']._serialized_end=1910
+  _globals['_GETADAPTERREQUEST']._serialized_start=1912
+  _globals['_GETADAPTERREQUEST']._serialized_end=1948
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1950
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2010
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2012
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2100
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_start=2102
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_end=2191
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_start=2193
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_end=2295
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=2297
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=2341
+  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_start=2343
+  _globals['_DELETEADAPTERVERSIONREQUEST']._serialized_end=2418
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2420
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2470
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2472
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2511
+  _globals['_ADAPTERSERVICE']._serialized_start=2934
+  _globals['_ADAPTERSERVICE']._serialized_end=4271
 # @@protoc_insertion_point(module_scope)

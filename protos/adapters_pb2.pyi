@@ -2,6 +2,9 @@ import datetime
 
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from polygraft.protos import aliases_pb2 as _aliases_pb2
+from polygraft.protos import events_pb2 as _events_pb2
+from polygraft.protos import gate_pb2 as _gate_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -104,9 +107,9 @@ class UploadAdapterResponse(_message.Message):
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     version: AdapterVersion
-    alias: Alias
+    alias: _aliases_pb2.Alias
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., alias: _Optional[_Union[Alias, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., alias: _Optional[_Union[_aliases_pb2.Alias, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FileProgress(_message.Message):
     __slots__ = ("name", "size_bytes", "persisted_size_bytes")
@@ -170,9 +173,9 @@ class Adapter(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version_count: int
-    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    aliases: _containers.RepeatedCompositeFieldContainer[_aliases_pb2.Alias]
     version: AdapterVersion
-    def __init__(self, name: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[_aliases_pb2.Alias, _Mapping]]] = ..., version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
     __slots__ = ("adapter_name", "number", "digest", "kind", "is_verified", "create_time", "size_bytes", "max_rank", "virtual_token_count", "variable_names", "tier", "reference_count", "manifest_json", "is_proven")
@@ -205,24 +208,6 @@ class AdapterVersion(_message.Message):
     manifest_json: str
     is_proven: bool
     def __init__(self, adapter_name: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., is_verified: _Optional[bool] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., virtual_token_count: _Optional[int] = ..., variable_names: _Optional[_Iterable[str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., reference_count: _Optional[int] = ..., manifest_json: _Optional[str] = ..., is_proven: _Optional[bool] = ...) -> None: ...
-
-class Alias(_message.Message):
-    __slots__ = ("adapter_name", "alias", "version_number", "digest", "generation", "update_time", "reason")
-    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
-    ALIAS_FIELD_NUMBER: _ClassVar[int]
-    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
-    GENERATION_FIELD_NUMBER: _ClassVar[int]
-    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    adapter_name: str
-    alias: str
-    version_number: int
-    digest: str
-    generation: int
-    update_time: _timestamp_pb2.Timestamp
-    reason: str
-    def __init__(self, adapter_name: _Optional[str] = ..., alias: _Optional[str] = ..., version_number: _Optional[int] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("adapter",)
@@ -277,20 +262,6 @@ class DeleteAdapterVersionRequest(_message.Message):
     adapter_name: str
     version_number: int
     def __init__(self, adapter_name: _Optional[str] = ..., version_number: _Optional[int] = ...) -> None: ...
-
-class UpdateAliasRequest(_message.Message):
-    __slots__ = ("adapter_name", "alias", "version_number", "expected_generation", "reason")
-    ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
-    ALIAS_FIELD_NUMBER: _ClassVar[int]
-    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
-    EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    adapter_name: str
-    alias: str
-    version_number: int
-    expected_generation: int
-    reason: str
-    def __init__(self, adapter_name: _Optional[str] = ..., alias: _Optional[str] = ..., version_number: _Optional[int] = ..., expected_generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("adapter", "pin")

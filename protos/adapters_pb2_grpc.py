@@ -5,6 +5,9 @@ import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from polygraft.protos import adapters_pb2 as polygraft_dot_protos_dot_adapters__pb2
+from polygraft.protos import aliases_pb2 as polygraft_dot_protos_dot_aliases__pb2
+from polygraft.protos import events_pb2 as polygraft_dot_protos_dot_events__pb2
+from polygraft.protos import gate_pb2 as polygraft_dot_protos_dot_gate__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -79,8 +82,33 @@ class AdapterServiceStub:
                 _registered_method=True)
         self.UpdateAlias = channel.unary_unary(
                 '/polygraft.v1.AdapterService/UpdateAlias',
-                request_serializer=polygraft_dot_protos_dot_adapters__pb2.UpdateAliasRequest.SerializeToString,
-                response_deserializer=polygraft_dot_protos_dot_adapters__pb2.Alias.FromString,
+                request_serializer=polygraft_dot_protos_dot_aliases__pb2.UpdateAliasRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_aliases__pb2.Alias.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/polygraft.v1.AdapterService/DeleteAlias',
+                request_serializer=polygraft_dot_protos_dot_aliases__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ListAliasHistory = channel.unary_unary(
+                '/polygraft.v1.AdapterService/ListAliasHistory',
+                request_serializer=polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/polygraft.v1.AdapterService/RollbackAlias',
+                request_serializer=polygraft_dot_protos_dot_aliases__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_aliases__pb2.Alias.FromString,
+                _registered_method=True)
+        self.RecordScore = channel.unary_unary(
+                '/polygraft.v1.AdapterService/RecordScore',
+                request_serializer=polygraft_dot_protos_dot_gate__pb2.RecordScoreRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_gate__pb2.Score.FromString,
+                _registered_method=True)
+        self.WatchAdapters = channel.unary_stream(
+                '/polygraft.v1.AdapterService/WatchAdapters',
+                request_serializer=polygraft_dot_protos_dot_events__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=polygraft_dot_protos_dot_events__pb2.AdapterEvent.FromString,
                 _registered_method=True)
         self.LoadAdapter = channel.unary_unary(
                 '/polygraft.v1.AdapterService/LoadAdapter',
@@ -162,8 +190,45 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAlias(self, request, context):
-        """UpdateAlias points an alias to a version, at once for new requests; running ones finish on the
-        version they began with.
+        """UpdateAlias points an alias to a version, or splits requests between two, at once for new
+        requests; running ones finish on the version they began with. It first brings the versions onto
+        the device, and refuses one that cannot be loaded. With scores, or where the alias' policy
+        demands them, a gate decides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """DeleteAlias takes an alias away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasHistory(self, request, context):
+        """ListAliasHistory returns the moves of an alias, the newest first: who, when, why, on what numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """RollbackAlias brings the targets of an older generation back, as a new generation. No gate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordScore(self, request, context):
+        """RecordScore keeps how a version answered the rows of a set. Nothing is judged yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAdapters(self, request, context):
+        """WatchAdapters sends what happens to adapters, until the caller leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,8 +295,33 @@ def add_AdapterServiceServicer_to_server(servicer, server):
             ),
             'UpdateAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAlias,
-                    request_deserializer=polygraft_dot_protos_dot_adapters__pb2.UpdateAliasRequest.FromString,
-                    response_serializer=polygraft_dot_protos_dot_adapters__pb2.Alias.SerializeToString,
+                    request_deserializer=polygraft_dot_protos_dot_aliases__pb2.UpdateAliasRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_aliases__pb2.Alias.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=polygraft_dot_protos_dot_aliases__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ListAliasHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasHistory,
+                    request_deserializer=polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=polygraft_dot_protos_dot_aliases__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_aliases__pb2.Alias.SerializeToString,
+            ),
+            'RecordScore': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordScore,
+                    request_deserializer=polygraft_dot_protos_dot_gate__pb2.RecordScoreRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_gate__pb2.Score.SerializeToString,
+            ),
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=polygraft_dot_protos_dot_events__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=polygraft_dot_protos_dot_events__pb2.AdapterEvent.SerializeToString,
             ),
             'LoadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadAdapter,
@@ -487,8 +577,143 @@ class AdapterService:
             request,
             target,
             '/polygraft.v1.AdapterService/UpdateAlias',
-            polygraft_dot_protos_dot_adapters__pb2.UpdateAliasRequest.SerializeToString,
-            polygraft_dot_protos_dot_adapters__pb2.Alias.FromString,
+            polygraft_dot_protos_dot_aliases__pb2.UpdateAliasRequest.SerializeToString,
+            polygraft_dot_protos_dot_aliases__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/DeleteAlias',
+            polygraft_dot_protos_dot_aliases__pb2.DeleteAliasRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/ListAliasHistory',
+            polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryRequest.SerializeToString,
+            polygraft_dot_protos_dot_aliases__pb2.ListAliasHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/RollbackAlias',
+            polygraft_dot_protos_dot_aliases__pb2.RollbackAliasRequest.SerializeToString,
+            polygraft_dot_protos_dot_aliases__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordScore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/RecordScore',
+            polygraft_dot_protos_dot_gate__pb2.RecordScoreRequest.SerializeToString,
+            polygraft_dot_protos_dot_gate__pb2.Score.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/polygraft.v1.AdapterService/WatchAdapters',
+            polygraft_dot_protos_dot_events__pb2.WatchAdaptersRequest.SerializeToString,
+            polygraft_dot_protos_dot_events__pb2.AdapterEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_TIME_LIMIT: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("adapter", "adapters", "prompt", "token_ids", "messages", "variables", "sampling", "stopping", "output", "constraint", "priority", "speculation")
+    __slots__ = ("adapter", "adapters", "prompt", "token_ids", "messages", "variables", "sampling", "stopping", "output", "constraint", "priority", "speculation", "sticky_key")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class GenerateRequest(_message.Message):
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    STICKY_KEY_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     adapters: _containers.RepeatedCompositeFieldContainer[_inputs_pb2.AdapterShare]
     prompt: str
@@ -50,7 +51,8 @@ class GenerateRequest(_message.Message):
     constraint: Constraint
     priority: _inputs_pb2.Priority
     speculation: bool
-    def __init__(self, adapter: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_inputs_pb2.AdapterShare, _Mapping]]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Union[_inputs_pb2.TokenIds, _Mapping]] = ..., messages: _Optional[_Union[_inputs_pb2.Messages, _Mapping]] = ..., variables: _Optional[_Union[_inputs_pb2.Variables, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., priority: _Optional[_Union[_inputs_pb2.Priority, str]] = ..., speculation: _Optional[bool] = ...) -> None: ...
+    sticky_key: str
+    def __init__(self, adapter: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_inputs_pb2.AdapterShare, _Mapping]]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Union[_inputs_pb2.TokenIds, _Mapping]] = ..., messages: _Optional[_Union[_inputs_pb2.Messages, _Mapping]] = ..., variables: _Optional[_Union[_inputs_pb2.Variables, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., priority: _Optional[_Union[_inputs_pb2.Priority, str]] = ..., speculation: _Optional[bool] = ..., sticky_key: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "n")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from polygraft.protos import inputs_pb2 as polygraft_dot_protos_dot_inputs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epolygraft/protos/scoring.proto\x12\x0cpolygraft.v1\x1a\x1dpolygraft/protos/inputs.proto\"\x9f\x01\n\x0cScoreRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12,\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1a.polygraft.v1.AdapterShare\x12&\n\x05items\x18\x03 \x03(\x0b\x32\x17.polygraft.v1.ScoreItem\x12(\n\x08priority\x18\x04 \x01(\x0e\x32\x16.polygraft.v1.Priority\"\xe0\x01\n\tScoreItem\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x04 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x12\x31\n\rcontinuations\x18\x05 \x03(\x0b\x32\x1a.polygraft.v1.ContinuationB\x07\n\x05input\"U\n\x0c\x43ontinuation\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x42\x08\n\x06target\"\x83\x01\n\rScoreResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.polygraft.v1.ItemScores\x12\x35\n\x10\x61\x64\x61pter_versions\x18\x02 \x03(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\nItemScores\x12/\n\x06scores\x18\x01 \x03(\x0b\x32\x1f.polygraft.v1.ContinuationScore\"\x86\x01\n\x11\x43ontinuationScore\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x11\n\tis_greedy\x18\x02 \x01(\x08\x12)\n\x06tokens\x18\x03 \x03(\x0b\x32\x19.polygraft.v1.ScoredToken\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.polygraft.v1.Usage\">\n\x0bScoredToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epolygraft/protos/scoring.proto\x12\x0cpolygraft.v1\x1a\x1dpolygraft/protos/inputs.proto\"\xb3\x01\n\x0cScoreRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12,\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1a.polygraft.v1.AdapterShare\x12&\n\x05items\x18\x03 \x03(\x0b\x32\x17.polygraft.v1.ScoreItem\x12(\n\x08priority\x18\x04 \x01(\x0e\x32\x16.polygraft.v1.Priority\x12\x12\n\nsticky_key\x18\x05 \x01(\t\"\xe0\x01\n\tScoreItem\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.polygraft.v1.MessagesH\x00\x12,\n\tvariables\x18\x04 \x01(\x0b\x32\x17.polygraft.v1.VariablesH\x00\x12\x31\n\rcontinuations\x18\x05 \x03(\x0b\x32\x1a.polygraft.v1.ContinuationB\x07\n\x05input\"U\n\x0c\x43ontinuation\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.polygraft.v1.TokenIdsH\x00\x42\x08\n\x06target\"\x83\x01\n\rScoreResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.polygraft.v1.ItemScores\x12\x35\n\x10\x61\x64\x61pter_versions\x18\x02 \x03(\x0b\x32\x1b.polygraft.v1.ServedVersion\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\nItemScores\x12/\n\x06scores\x18\x01 \x03(\x0b\x32\x1f.polygraft.v1.ContinuationScore\"\x86\x01\n\x11\x43ontinuationScore\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x11\n\tis_greedy\x18\x02 \x01(\x08\x12)\n\x06tokens\x18\x03 \x03(\x0b\x32\x19.polygraft.v1.ScoredToken\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.polygraft.v1.Usage\">\n\x0bScoredToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polygraft.protos.scoring_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCOREREQUEST']._serialized_start=80
-  _globals['_SCOREREQUEST']._serialized_end=239
-  _globals['_SCOREITEM']._serialized_start=242
-  _globals['_SCOREITEM']._serialized_end=466
-  _globals['_CONTINUATION']._serialized_start=468
-  _globals['_CONTINUATION']._serialized_end=553
-  _globals['_SCORERESPONSE']._serialized_start=556
-  _globals['_SCORERESPONSE']._serialized_end=687
-  _globals['_ITEMSCORES']._serialized_start=689
-  _globals['_ITEMSCORES']._serialized_end=750
-  _globals['_CONTINUATIONSCORE']._serialized_start=753
-  _globals['_CONTINUATIONSCORE']._serialized_end=887
-  _globals['_SCOREDTOKEN']._serialized_start=889
-  _globals['_SCOREDTOKEN']._serialized_end=951
+  _globals['_SCOREREQUEST']._serialized_end=259
+  _globals['_SCOREITEM']._serialized_start=262
+  _globals['_SCOREITEM']._serialized_end=486
+  _globals['_CONTINUATION']._serialized_start=488
+  _globals['_CONTINUATION']._serialized_end=573
+  _globals['_SCORERESPONSE']._serialized_start=576
+  _globals['_SCORERESPONSE']._serialized_end=707
+  _globals['_ITEMSCORES']._serialized_start=709
+  _globals['_ITEMSCORES']._serialized_end=770
+  _globals['_CONTINUATIONSCORE']._serialized_start=773
+  _globals['_CONTINUATIONSCORE']._serialized_end=907
+  _globals['_SCOREDTOKEN']._serialized_start=909
+  _globals['_SCOREDTOKEN']._serialized_end=971
 # @@protoc_insertion_point(module_scope)

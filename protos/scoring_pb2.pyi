@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("adapter", "adapters", "items", "priority")
+    __slots__ = ("adapter", "adapters", "items", "priority", "sticky_key")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    STICKY_KEY_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     adapters: _containers.RepeatedCompositeFieldContainer[_inputs_pb2.AdapterShare]
     items: _containers.RepeatedCompositeFieldContainer[ScoreItem]
     priority: _inputs_pb2.Priority
-    def __init__(self, adapter: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_inputs_pb2.AdapterShare, _Mapping]]] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping]]] = ..., priority: _Optional[_Union[_inputs_pb2.Priority, str]] = ...) -> None: ...
+    sticky_key: str
+    def __init__(self, adapter: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_inputs_pb2.AdapterShare, _Mapping]]] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping]]] = ..., priority: _Optional[_Union[_inputs_pb2.Priority, str]] = ..., sticky_key: _Optional[str] = ...) -> None: ...
 
 class ScoreItem(_message.Message):
     __slots__ = ("prompt", "token_ids", "messages", "variables", "continuations")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from polygraft.adapters.alias_records import AliasRecord
 from polygraft.adapters.errors import AdapterIncompatible, InvalidRequest, PolygraftError
 from polygraft.adapters.names import namespace_of
 from polygraft.adapters.prompt import PromptRecipe
@@ -16,10 +17,11 @@ from polygraft.server.requests import AdapterSelection
 
 @dataclass(frozen=True, slots=True)
 class AppliedVersion:
-    """A version and what its update is multiplied by."""
+    """A version, what its update is multiplied by, and the alias that chose it, if one did."""
 
     record: VersionRecord
     weight: float = 1.0
+    alias: AliasRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +101,23 @@ def resolve_adapters(
     selection: AdapterSelection,
     registry: Registry,
     fits_together: Callable[[Sequence[int]], str | None],
+    request_key: str | None,
 ) -> AppliedAdapters:
     """The versions that the references name now, without those of weight 0.
+
+    Of an alias with a canary, `request_key` chooses the version; None: the one in charge.
 
     `fits_together(ranks)` says why LoRAs of these largest ranks can never be on the device at the
     same time, if so. Raises InvalidRequest, AdapterIncompatible, AdapterNotFound or AdapterCorrupt.
     """
     if selection.adapter:
-        return AppliedAdapters((AppliedVersion(registry.resolve(selection.adapter)),))
+        record, alias = registry.route(selection.adapter, request_key)
+        return AppliedAdapters((AppliedVersion(record, alias=alias),))
     versions = []
     for index, share in enumerate(selection.composition):
         try:
-            versions.append(AppliedVersion(registry.resolve(share.reference), share.weight))
+            record, alias = registry.route(share.reference, request_key)
+            versions.append(AppliedVersion(record, share.weight, alias))
         except PolygraftError as error:
             error.item = f"adapters[{index}].adapter"
             raise

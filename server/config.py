@@ -58,6 +58,11 @@ class AdapterConfig(_Section):
     namespace_pin_share: float = Field(
         0.5, gt=0, le=0.5, description="Part of the device's rows that one namespace may pin."
     )
+    rollback_keep: float = Field(
+        3600.0, ge=0, description="Seconds that what an alias left goes last from host memory."
+    )
+    max_watches: int = Field(64, gt=0, description="Callers that watch events at once.")
+    max_caller_watches: int = Field(16, gt=0, description="Of those, from one address.")
     load_workers: int = Field(2, gt=0, le=64, description="Threads that read adapters.")
 
     def limits(self) -> AdapterLimits:

@@ -102,7 +102,7 @@ class TextGeneration:
         caller = Caller(request_id, time.monotonic(), deadline)
         self._validator.check_generate(request)
         async with until(deadline):
-            adapters = self._resolve(request.adapters)
+            adapters = self._resolve(request.adapters, request.sticky_key or request_id)
             detokenizer, echo = IncrementalDetokenizer(self._decoder), ""
             sizes = [input_size(request.input)] * (request.sampling.n or 1)
             with self._reserved(caller, adapters, sizes):
@@ -132,7 +132,7 @@ class TextGeneration:
         caller = Caller(request_id, time.monotonic(), deadline)
         self._validator.check_score(request)
         async with until(deadline):
-            adapters = self._resolve(request.adapters)
+            adapters = self._resolve(request.adapters, request.sticky_key or request_id)
             sizes = [size for item in request.items for size in item_sizes(item)]
             with self._reserved(caller, adapters, sizes):
                 items = await self._prepare(self._encoder.encode_items, request.items, adapters)
@@ -144,7 +144,7 @@ class TextGeneration:
     async def tokenize(self, value: Input, adapters: AdapterSelection) -> tuple[int, ...]:
         """The token ids that `begin` would submit."""
         self._validator.check_tokenize(value, adapters)
-        applied = self._resolve(adapters)
+        applied = self._resolve(adapters, None)
         return (await self._prepare(self._encoder.encode, value, applied)).token_ids
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -153,8 +153,9 @@ class TextGeneration:
         decode = partial(self._encoder.decode, skip_special_tokens=skip_special_tokens)
         return await self._prepare(decode, token_ids)
 
-    def _resolve(self, selection: AdapterSelection) -> AppliedAdapters:
-        applied = resolve_adapters(selection, self._registry, self._engine.fits_together)
+    def _resolve(self, selection: AdapterSelection, request_key: str | None) -> AppliedAdapters:
+        fits_together = self._engine.fits_together
+        applied = resolve_adapters(selection, self._registry, fits_together, request_key)
         self._adapters.check_room(applied.ranks)
         return applied
 

@@ -123,6 +123,7 @@ class GenerateRequest:
     constraint: Constraint | None = None
     priority: Priority = Priority.NORMAL
     speculation: bool | None = None
+    sticky_key: str = ""  # chooses between the versions of an alias; "": by request
 
 
 Continuation = str | tuple[int, ...]
@@ -143,6 +144,7 @@ class ScoreRequest:
     items: tuple[ScoreItem, ...]
     adapters: AdapterSelection = field(default_factory=AdapterSelection)
     priority: Priority = Priority.NORMAL
+    sticky_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import transformers
 
 from polygraft.adapters.errors import Unavailable
+from polygraft.adapters.events import EventFeed
 from polygraft.adapters.garbage import GarbageCollector
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import check_base
@@ -26,6 +27,7 @@ from polygraft.adapters.residency import Residency
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation_process import ValidationProcess
 from polygraft.adapters.weights import AdapterWeights, read_adapter
+from polygraft.server.alias_duties import AliasParts, ResidencyEvents, build_aliases
 from polygraft.server.config import ServerConfig
 from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.engine.config import EngineConfig
@@ -33,8 +35,10 @@ from polygraft.server.engine.engine import Engine
 from polygraft.server.engine.messages import SequenceOutput
 from polygraft.server.generation import TextGeneration
 from polygraft.server.grpc.adapters import AdapterServicer
+from polygraft.server.grpc.aliases import AliasHandlers
 from polygraft.server.grpc.generation import GenerationServicer
 from polygraft.server.grpc.listener import Listener
+from polygraft.server.grpc.watch import WatchSender
 from polygraft.server.metrics import Metrics
 from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
@@ -67,8 +71,10 @@ class RunningServer:
     residency: Residency
     uploads: Uploads
     self_test: SelfTest
+    aliases: AliasParts
     generation: TextGeneration
     listener: Listener
+    watches: WatchSender
     router: OutputRouter
     metrics: Metrics
     engine_died: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,6 +87,7 @@ class RunningServer:
             "the server is shutting down.", reason="DRAINING", hint="Retry on another one."
         )
         self.listener.refuse_new(draining)
+        self.watches.end_all()
         deadline = time.monotonic() + self.config.drain_timeout
         while self._is_busy() and time.monotonic() < deadline:
             if hurry is not None and hurry.is_set():
@@ -201,13 +208,14 @@ def _build(
     if config.storage.collect_hours:
         collector = GarbageCollector(opened.store)
         stack.callback(StoreCollector(collector, config.storage.collect_hours * 3600).close)
+    feed = EventFeed()
     residency = Residency(
         _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,
         host_bytes=config.adapters.host_bytes,
         workers=config.adapters.load_workers,
         on_change=lambda digest: engine.wake(digest),
-        observer=metrics,
+        observer=ResidencyEvents(feed, metrics),
         patience=config.engine.max_skip,
         pins=Pins(engine.bank, most_per_namespace=config.adapters.namespace_pin_share),
     )
@@ -263,8 +271,23 @@ def _build(
         residency=residency,
         uploads=uploads,
         self_test=self_test,
+        aliases=build_aliases(
+            feed,
+            registry,
+            residency,
+            opened.store,
+            engine.geometry,
+            rollback_keep=config.adapters.rollback_keep,
+        ),
         generation=generation,
         listener=listener,
+        watches=WatchSender(
+            feed,
+            registry,
+            max_watches=config.adapters.max_watches,
+            max_per_caller=config.adapters.max_caller_watches,
+            stall_timeout=config.stall_timeout,
+        ),
         router=router,
         metrics=metrics,
     )
@@ -280,6 +303,7 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
     server.engine.start(server.residency, publish)
     stack.push_async_callback(asyncio.to_thread, server.engine.stop)
     server.metrics.watch(server.engine.stats, server.residency.stats)
+    adapter_io = _threads(stack, "adapter-io", 8)
     await server.listener.start(
         GenerationServicer(
             server.generation,
@@ -292,8 +316,17 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
             server.registry,
             server.residency,
             server.uploads,
+            AliasHandlers(
+                server.registry,
+                server.aliases.promotions,
+                server.aliases.scores,
+                server.residency,
+                adapter_io,
+                base_weights_sha256=server.engine.geometry.fingerprint.weights_sha256,
+            ),
+            server.watches,
             server.engine.geometry,
-            _threads(stack, "adapter-io", 8),
+            adapter_io,
             _threads(stack, "adapter-wait", 16),
             # Apart from the others: uploads in validation must not hold a rollback up.
             _threads(stack, "adapter-upload", config.adapters.max_uploads),

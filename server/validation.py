@@ -37,6 +37,7 @@ class RequestLimits:
     max_score_size: int = 4 << 20  # bytes or tokens; contexts count with each continuation
     max_detokenized: int = 1 << 16  # tokens
     max_reference_bytes: int = 256
+    max_sticky_key_bytes: int = 256
     max_adapters: int = 4
     max_weight: float = 4.0  # of an adapter, in either direction
 
@@ -58,6 +59,7 @@ class RequestValidator:
     def check_generate(self, request: GenerateRequest) -> None:
         """Raises InvalidRequest."""
         self._check_adapters(request.adapters)
+        self._check_sticky_key(request.sticky_key)
         self._check_input(request.input, base_only=request.adapters.is_empty)
         self._options.check_sampling(request.sampling)
         self._options.check_stopping(request.stopping)
@@ -67,6 +69,7 @@ class RequestValidator:
     def check_score(self, request: ScoreRequest) -> None:
         """Raises InvalidRequest."""
         self._check_adapters(request.adapters)
+        self._check_sticky_key(request.sticky_key)
         check_count("items", len(request.items), self._limits.max_continuations, least=1)
         total = sum(len(item.continuations) for item in request.items)
         if total > self._limits.max_continuations:
@@ -108,6 +111,10 @@ class RequestValidator:
 
     def _check_reference(self, item: str, reference: str) -> None:
         check_count(item, len(reference.encode()), self._limits.max_reference_bytes, unit="bytes")
+
+    def _check_sticky_key(self, key: str) -> None:
+        most = self._limits.max_sticky_key_bytes
+        check_count("sticky_key", len(key.encode()), most, unit="bytes")
 
     def _check_input(self, value: Input, *, base_only: bool, place: str = "") -> None:
         match value:

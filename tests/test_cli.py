@@ -336,6 +336,33 @@ def test_promote_moves_an_alias(service: Service, tmp_path: Path) -> None:
     assert refused.exit_code == ExitCode.REFUSED
 
 
+def test_a_canary_is_promoted_rolled_back_and_told(service: Service, tmp_path: Path) -> None:
+    service.publish("dsum", tmp_path / "a", seed=1)
+    service.publish("dsum", tmp_path / "b", seed=2)
+    shared = run("adapters", "promote", "dsum@2", "--weight", "5%", "--reason", "try")
+    assert shared.stdout == "dsum@live -> 1 (95%), 2 (5%)  (generation 2)\n"
+    assert "live=1+2" in " ".join(run("adapters", "list").stdout.split())
+    grown = run("adapters", "promote", "dsum@2", "--weight", "0.2", "--expect", "2")
+    assert grown.stdout == "dsum@live -> 1 (80%), 2 (20%)  (generation 3)\n"
+    back = run("adapters", "rollback", "dsum", "--reason", "worse")
+    assert back.stdout == "dsum@live -> 1  (generation 4)\n"
+    moves = json.loads(run("adapters", "history", "dsum", "--json").stdout)
+    assert [(m["generation"], m["reason"]) for m in moves] == [
+        (4, "worse"),
+        (3, ""),
+        (2, "try"),
+        (1, "first version"),
+    ]
+    shown = run("adapters", "history", "dsum").stdout
+    assert "rollback to 1" in shown
+    assert "127.0.0.1" in shown
+    for weight in ("0", "5", "x%"):
+        assert run("adapters", "promote", "dsum@2", "--weight", weight).exit_code == ExitCode.USAGE
+    lonely = run("adapters", "promote", "dsum@2", "--alias", "canary", "--weight", "5%")
+    assert "points to nothing yet" in lonely.stderr
+    assert run("adapters", "rollback", "dsum@canary").exit_code == ExitCode.USAGE
+
+
 def test_delete_asks_and_then_deletes(service: Service, tmp_path: Path) -> None:
     service.publish("dsum", tmp_path / "a", seed=1)
     service.publish("dsum", tmp_path / "b", seed=2)

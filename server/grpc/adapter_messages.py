@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from polygraft.adapters.aliases import AliasRecord
 from polygraft.adapters.errors import AdapterCorrupt, AdapterIncompatible, AdapterNotFound
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.manifest import canonical_json, check_base
@@ -16,6 +13,7 @@ from polygraft.adapters.residency import Residency, Tier
 from polygraft.adapters.upload import PublishedUpload, UploadState, UploadStatus
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader
 from polygraft.protos import adapters_pb2 as pb
+from polygraft.server.grpc.alias_messages import timestamp, write_alias
 
 _KINDS = {
     "lora": pb.ADAPTER_KIND_LORA,
@@ -50,19 +48,6 @@ def read_header(message: pb.UploadHeader) -> UploadHeader:
     )
 
 
-def write_alias(record: AliasRecord) -> pb.Alias:
-    """Where an alias points."""
-    return pb.Alias(
-        adapter_name=record.adapter_name,
-        alias=record.alias,
-        version_number=record.number,
-        digest=record.digest,
-        generation=record.generation,
-        update_time=_timestamp(record.moved_at),
-        reason=record.reason,
-    )
-
-
 class AdapterWriter:
     """Writes adapters and versions with where they are now."""
 
@@ -80,7 +65,7 @@ class AdapterWriter:
             digest=record.digest,
             kind=_KINDS.get(manifest.kind, pb.ADAPTER_KIND_UNSPECIFIED),
             is_verified=self._is_verified(record),
-            create_time=_timestamp(record.created_at),
+            create_time=timestamp(record.created_at),
             size_bytes=manifest.size_bytes,
             max_rank=manifest.format.max_rank,
             virtual_token_count=manifest.format.virtual_token_count,
@@ -150,7 +135,3 @@ class AdapterWriter:
             alias=write_alias(upload.alias) if upload.alias else None,
             warnings=upload.warnings,
         )
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

@@ -21,13 +21,15 @@ from polygraft.adapters.registry import Registry, VersionRecord
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.uploads import Uploads
 from polygraft.protos import adapters_pb2 as pb
-from polygraft.protos import adapters_pb2_grpc
-from polygraft.server.grpc.adapter_messages import AdapterWriter, write_alias
-from polygraft.server.grpc.boundary import Context, deadline_of
+from polygraft.protos import adapters_pb2_grpc, aliases_pb2, events_pb2, gate_pb2
+from polygraft.server.grpc.adapter_messages import AdapterWriter
+from polygraft.server.grpc.aliases import LOAD_SECONDS, AliasHandlers
+from polygraft.server.grpc.boundary import Context, caller_of, deadline_of
 from polygraft.server.grpc.download import DownloadSender
 from polygraft.server.grpc.paging import page_of
 from polygraft.server.grpc.threads import in_thread
 from polygraft.server.grpc.upload import UploadReceiver
+from polygraft.server.grpc.watch import WatchSender
 
 MAX_WAIT_SECONDS = 300.0
 
@@ -44,6 +46,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         registry: Registry,
         residency: Residency,
         uploads: Uploads,
+        aliases: AliasHandlers,
+        watches: WatchSender,
         base: BaseGeometry,
         executor: Executor,
         waiting: Executor,
@@ -57,6 +61,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         self._waiting = waiting
         self._writer = AdapterWriter(registry, residency, base)
         self._uploads = uploads
+        self._aliases = aliases
+        self._watches = watches
         self._receiver = UploadReceiver(uploads, uploading, stall_timeout=stall_timeout)
         self._sender = DownloadSender(
             registry, self._writer, uploading, stall_timeout=stall_timeout
@@ -118,19 +124,44 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         await in_thread(self._executor, delete, request.adapter_name, request.version_number)
         return Empty()
 
-    async def UpdateAlias(self, request: pb.UpdateAliasRequest, context: Context) -> pb.Alias:
-        """Point an alias to a version."""
-        has_generation = request.HasField("expected_generation")
-        record = await in_thread(
-            self._executor,
-            self._registry.move_alias,
-            request.adapter_name,
-            request.alias,
-            request.version_number,
-            expected_generation=request.expected_generation if has_generation else None,
-            reason=request.reason,
-        )
-        return write_alias(record)
+    async def UpdateAlias(
+        self, request: aliases_pb2.UpdateAliasRequest, context: Context
+    ) -> aliases_pb2.Alias:
+        """Point an alias to a version, or to two."""
+
+        async def wait(work: Callable[..., None]) -> None:
+            await self._wait(work, context, LOAD_SECONDS)
+
+        return await self._aliases.update(request, caller_of(context), wait)
+
+    async def DeleteAlias(self, request: aliases_pb2.DeleteAliasRequest, context: Context) -> Empty:
+        """Take an alias away."""
+        await self._aliases.delete(request, caller_of(context))
+        return Empty()
+
+    async def ListAliasHistory(
+        self, request: aliases_pb2.ListAliasHistoryRequest, context: Context
+    ) -> aliases_pb2.ListAliasHistoryResponse:
+        """A page of moves."""
+        return self._aliases.history(request)
+
+    async def RollbackAlias(
+        self, request: aliases_pb2.RollbackAliasRequest, context: Context
+    ) -> aliases_pb2.Alias:
+        """Back to older targets."""
+        return await self._aliases.roll_back(request, caller_of(context))
+
+    async def RecordScore(
+        self, request: gate_pb2.RecordScoreRequest, context: Context
+    ) -> gate_pb2.Score:
+        """Keep a score."""
+        return await self._aliases.record_score(request, caller_of(context))
+
+    async def WatchAdapters(
+        self, request: events_pb2.WatchAdaptersRequest, context: Context
+    ) -> None:
+        """Events as they come."""
+        await self._watches.send(request, context)
 
     async def LoadAdapter(
         self, request: pb.LoadAdapterRequest, context: Context
@@ -154,11 +185,13 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         await self._wait(partial(self._residency.unload, record.digest), context)
         return self._writer.version(record)
 
-    async def _wait(self, wait: Callable[..., None], context: Context) -> None:
+    async def _wait(
+        self, wait: Callable[..., None], context: Context, limit: float = MAX_WAIT_SECONDS
+    ) -> None:
         """`wait(timeout=..., abandoned=...)` until the caller's deadline, or until it leaves."""
         deadline, abandoned = deadline_of(context), threading.Event()
-        timeout = MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-        wait = partial(wait, timeout=min(timeout, MAX_WAIT_SECONDS), abandoned=abandoned)
+        timeout = limit if deadline is None else deadline - time.monotonic()
+        wait = partial(wait, timeout=min(timeout, limit), abandoned=abandoned)
         try:
             await asyncio.get_running_loop().run_in_executor(self._waiting, wait)
         except asyncio.CancelledError:

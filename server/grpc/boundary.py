@@ -44,6 +44,12 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
+def caller_of(context: Context) -> str:
+    """Who calls: until callers have identities, the address without its port."""
+    kind, _, address = str(context.peer()).partition(":")
+    return address.rpartition(":")[0] or kind if kind.startswith("ipv") else kind
+
+
 class Boundary(grpc.aio.ServerInterceptor):
     """Wraps every handler of the server, whatever its kind."""
 

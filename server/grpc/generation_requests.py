@@ -60,6 +60,7 @@ def read_generate(message: pb.GenerateRequest) -> GenerateRequest:
         constraint=_read_constraint(message),
         priority=_read_priority(message.priority),
         speculation=_optional(message, "speculation"),
+        sticky_key=message.sticky_key,
     )
 
 
@@ -69,6 +70,7 @@ def read_score(message: scoring_pb2.ScoreRequest) -> ScoreRequest:
         items=tuple(_read_item(f"items[{i}].", item) for i, item in enumerate(message.items)),
         adapters=read_adapters(message),
         priority=_read_priority(message.priority),
+        sticky_key=message.sticky_key,
     )
 
 

@@ -23,16 +23,16 @@ class Names:
     def __init__(self, **records: VersionRecord) -> None:
         self._records = records
 
-    def resolve(self, reference: str) -> VersionRecord:
+    def route(self, reference: str, request_key: str | None) -> tuple[VersionRecord, None]:
         if reference not in self._records:
             raise AdapterNotFound(f"no {reference}.")
-        return self._records[reference]
+        return self._records[reference], None
 
 
 def select(names: Names, *shares: tuple[str, float]) -> AppliedAdapters:
     composition = tuple(WeightedReference(*share) for share in shares)
     return resolve_adapters(
-        AdapterSelection(composition=composition), cast(Registry, names), lambda ranks: None
+        AdapterSelection(composition=composition), cast(Registry, names), lambda ranks: None, None
     )
 
 
@@ -54,7 +54,8 @@ def replace_kind(record: VersionRecord, kind: str, num_virtual: int) -> VersionR
 
 
 def test_nothing_is_the_base_alone() -> None:
-    applied = resolve_adapters(AdapterSelection(), cast(Registry, Names()), lambda ranks: None)
+    names = cast(Registry, Names())
+    applied = resolve_adapters(AdapterSelection(), names, lambda ranks: None, None)
     assert applied == AppliedAdapters()
     assert (applied.kind, applied.shares, applied.salt) == ("base", (), "")
 

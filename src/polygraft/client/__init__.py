@@ -23,6 +23,7 @@ from polygraft.adapters.errors import (
     AdapterUnsupported,
     AliasConflict,
     DeadlineExpired,
+    GateRefused,
     InvalidRequest,
     NonFinite,
     NotFound,
@@ -35,6 +36,15 @@ from polygraft.adapters.errors import (
     UploadOutOfRange,
 )
 from polygraft.client.aio import AsyncClient, AsyncStream
+from polygraft.client.alias_results import (
+    AdapterEvent,
+    Alias,
+    AliasTarget,
+    GateCheck,
+    GatePolicy,
+    GateVerdict,
+    RecordedScore,
+)
 from polygraft.client.answers import (
     Choice,
     Generation,
@@ -47,13 +57,15 @@ from polygraft.client.answers import (
     Usage,
 )
 from polygraft.client.options import GenerateOptions, ScoreItem
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, Upload, UploadStatus
+from polygraft.client.results import Adapter, AdapterVersion, Model, Upload, UploadStatus
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.sync import Client, Stream
+from polygraft.client.watch import AsyncWatch, Watch
 
 __all__ = [
     "Adapter",
     "AdapterCorrupt",
+    "AdapterEvent",
     "AdapterInUse",
     "AdapterIncompatible",
     "AdapterInvalid",
@@ -62,11 +74,17 @@ __all__ = [
     "AdapterVersion",
     "Alias",
     "AliasConflict",
+    "AliasTarget",
     "AsyncClient",
     "AsyncStream",
+    "AsyncWatch",
     "Choice",
     "Client",
     "DeadlineExpired",
+    "GateCheck",
+    "GatePolicy",
+    "GateRefused",
+    "GateVerdict",
     "GenerateOptions",
     "Generation",
     "InvalidRequest",
@@ -76,6 +94,7 @@ __all__ = [
     "Overloaded",
     "Piece",
     "PolygraftError",
+    "RecordedScore",
     "RetryPolicy",
     "Score",
     "ScoreItem",
@@ -92,4 +111,5 @@ __all__ = [
     "UploadOutOfRange",
     "UploadStatus",
     "Usage",
+    "Watch",
 ]

@@ -13,9 +13,10 @@ import grpc
 import grpc.aio
 
 from polygraft.adapters.errors import PolygraftError, UploadNotFound
-from polygraft.client import calls
+from polygraft.client import alias_calls, calls
+from polygraft.client.alias_results import Alias
 from polygraft.client.answers import Generation, GenerationBuilder, Piece
-from polygraft.client.calls import Call
+from polygraft.client.call import Call
 from polygraft.client.channel import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
@@ -30,6 +31,8 @@ from polygraft.client.results import Adapter, AdapterVersion, Upload
 from polygraft.client.resume import Resumption
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
+from polygraft.client.watch import METHOD as WATCH
+from polygraft.client.watch import AsyncWatch, request_of
 from polygraft.protos import adapters_pb2, generation_pb2
 
 P = ParamSpec("P")
@@ -89,7 +92,10 @@ class AsyncClient:
     get_upload = _awaited(calls.get_upload)
     delete_adapter = _awaited(calls.delete_adapter)
     delete_version = _awaited(calls.delete_version)
-    move_alias = _awaited(calls.move_alias)
+    move_alias = _awaited(alias_calls.move_alias)
+    rollback_alias = _awaited(alias_calls.rollback_alias)
+    delete_alias = _awaited(alias_calls.delete_alias)
+    record_score = _awaited(alias_calls.record_score)
     load_adapter = _awaited(calls.load_adapter)
     unload_adapter = _awaited(calls.unload_adapter)
 
@@ -195,6 +201,27 @@ class AsyncClient:
     async def list_versions(self, name: str) -> list[AdapterVersion]:
         """All versions of an adapter, by number."""
         return await self._all_pages(lambda token: calls.list_versions(name, token))
+
+    async def alias_history(self, name: str, alias: str = "live") -> list[Alias]:
+        """All moves of an alias that are kept, the newest first: who, when, why, what scores."""
+        return await self._all_pages(lambda token: alias_calls.alias_history(name, alias, token))
+
+    def watch(
+        self,
+        name: str = "",
+        *,
+        cursor: str = "",
+        include_residency: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncWatch:
+        """What happens to adapters, or to one of them, from now on or behind a cursor."""
+        method: Any = self._channel.unary_stream(
+            calls.path_of(WATCH),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=calls.parser_of(WATCH),
+        )
+        request = request_of(name, cursor, include_residency)
+        return AsyncWatch(method(request, timeout=timeout), self._error)
 
     async def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""

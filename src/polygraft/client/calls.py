@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import update_wrapper
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from polygraft.client.answers import Generation, Score
+from polygraft.client.call import Call
 from polygraft.client.options import (
     GenerateOptions,
     PriorityName,
@@ -26,7 +25,7 @@ from polygraft.client.options import (
     write_input,
     write_score,
 )
-from polygraft.client.results import Adapter, AdapterVersion, Alias, Model, UploadStatus
+from polygraft.client.results import Adapter, AdapterVersion, Model, UploadStatus
 from polygraft.client.resume import persisted_of
 from polygraft.protos import adapters_pb2, generation_pb2, model_pb2
 
@@ -39,16 +38,6 @@ SERVICES = (
 METHODS: dict[str, MethodDescriptor] = {
     method.name: method for service in SERVICES for method in service.methods
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One unary RPC: its method, its request, and what the caller gets of the response."""
-
-    method: str
-    request: Message
-    read: Callable[[Any], T]
-    timeout: float | None = None  # seconds; None: the client's
 
 
 def describe(method: Callable[..., Any], make: Callable[..., Call[Any]]) -> None:
@@ -87,10 +76,11 @@ def score(
     adapter: str = "",
     adapters: Mapping[str, float] | None = None,
     priority: PriorityName | None = None,
+    sticky_key: str = "",
     timeout: float | None = None,
 ) -> Call[list[Score]]:
     """Log-likelihoods of continuations, in the order of the items."""
-    request = write_score(items, adapter, adapters, priority)
+    request = write_score(items, adapter, adapters, priority, sticky_key)
     return Call("Score", request, Score.read_all, timeout)
 
 
@@ -160,25 +150,6 @@ def delete_version(name: str, number: int) -> Call[None]:
     """Remove one version."""
     request = adapters_pb2.DeleteAdapterVersionRequest(adapter_name=name, version_number=number)
     return Call("DeleteAdapterVersion", request, lambda _: None)
-
-
-def move_alias(
-    name: str,
-    alias: str,
-    number: int,
-    *,
-    expected_generation: int | None = None,
-    reason: str = "",
-) -> Call[Alias]:
-    """Point an alias at a version; AliasConflict if it is not at `expected_generation`."""
-    request = adapters_pb2.UpdateAliasRequest(
-        adapter_name=name,
-        alias=alias,
-        version_number=number,
-        expected_generation=expected_generation,
-        reason=reason,
-    )
-    return Call("UpdateAlias", request, Alias.read)
 
 
 def load_adapter(

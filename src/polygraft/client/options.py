@@ -66,6 +66,7 @@ class GenerateOptions(TextOptions, total=False):
     # the call
     priority: PriorityName
     speculation: bool
+    sticky_key: str  # equal keys get the same version of an alias with a canary
     timeout: float  # seconds for the whole call
 
 
@@ -134,6 +135,7 @@ def _write_generate(prompt: str | None, options: GenerateOptions) -> pb.Generate
         constraint=_write_constraint(options),
         priority=_priority(options.get("priority")),
         speculation=options.get("speculation"),
+        sticky_key=options.get("sticky_key", ""),
     )
 
 
@@ -142,6 +144,7 @@ def write_score(
     adapter: str,
     adapters: Mapping[str, float] | None,
     priority: PriorityName | None,
+    sticky_key: str = "",
 ) -> scoring_pb2.ScoreRequest:
     """Neighbours of the same context become one item of the wire.
 
@@ -159,6 +162,7 @@ def write_score(
                 for context, group in groupby(items, ScoreItem._context)
             ],
             priority=_priority(priority),
+            sticky_key=sticky_key,
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise _unwritable(error) from error

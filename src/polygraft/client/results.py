@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from polygraft.client.alias_results import Alias
 from polygraft.protos import adapters_pb2, model_pb2
 
 
@@ -54,32 +55,6 @@ class Model:
             max_rank=message.limits.max_rank,
             max_virtual_tokens=message.limits.max_virtual_token_count,
             server_version=message.server_version,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """Where an alias points; `generation` counts its moves."""
-
-    adapter_name: str
-    alias: str
-    number: int
-    digest: str
-    generation: int
-    moved_at: datetime
-    reason: str
-
-    @classmethod
-    def read(cls, message: adapters_pb2.Alias) -> Alias:
-        """From the wire."""
-        return cls(
-            adapter_name=message.adapter_name,
-            alias=message.alias,
-            number=message.version_number,
-            digest=message.digest,
-            generation=message.generation,
-            moved_at=_time(message.update_time),
-            reason=message.reason,
         )
 
 

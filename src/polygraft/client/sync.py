@@ -11,9 +11,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 import grpc
 
 from polygraft.adapters.errors import PolygraftError, UploadNotFound
-from polygraft.client import calls
+from polygraft.client import alias_calls, calls
+from polygraft.client.alias_results import Alias
 from polygraft.client.answers import Generation, GenerationBuilder, Piece
-from polygraft.client.calls import Call
+from polygraft.client.call import Call
 from polygraft.client.channel import (
     CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
@@ -28,6 +29,8 @@ from polygraft.client.results import Adapter, AdapterVersion, Upload
 from polygraft.client.resume import Resumption
 from polygraft.client.retry import RetryPolicy
 from polygraft.client.upload import Progress, UploadSource
+from polygraft.client.watch import METHOD as WATCH
+from polygraft.client.watch import Watch, request_of
 from polygraft.protos import adapters_pb2, generation_pb2
 
 P = ParamSpec("P")
@@ -88,7 +91,10 @@ class Client:
     get_upload = _blocking(calls.get_upload)
     delete_adapter = _blocking(calls.delete_adapter)
     delete_version = _blocking(calls.delete_version)
-    move_alias = _blocking(calls.move_alias)
+    move_alias = _blocking(alias_calls.move_alias)
+    rollback_alias = _blocking(alias_calls.rollback_alias)
+    delete_alias = _blocking(alias_calls.delete_alias)
+    record_score = _blocking(alias_calls.record_score)
     load_adapter = _blocking(calls.load_adapter)
     unload_adapter = _blocking(calls.unload_adapter)
 
@@ -193,6 +199,27 @@ class Client:
     def list_versions(self, name: str) -> list[AdapterVersion]:
         """All versions of an adapter, by number."""
         return self._all_pages(lambda token: calls.list_versions(name, token))
+
+    def alias_history(self, name: str, alias: str = "live") -> list[Alias]:
+        """All moves of an alias that are kept, the newest first: who, when, why, what scores."""
+        return self._all_pages(lambda token: alias_calls.alias_history(name, alias, token))
+
+    def watch(
+        self,
+        name: str = "",
+        *,
+        cursor: str = "",
+        include_residency: bool = False,
+        timeout: float | None = None,
+    ) -> Watch:
+        """What happens to adapters, or to one of them, from now on or behind a cursor."""
+        method: Any = self._channel.unary_stream(
+            calls.path_of(WATCH),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=calls.parser_of(WATCH),
+        )
+        request = request_of(name, cursor, include_residency)
+        return Watch(method(request, timeout=timeout), self._error)
 
     def _run(self, call: Call[T]) -> T:
         """One unary call, tried again as the policy says, within its timeout."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polygraft.commands import transfer
+from polygraft.commands import aliases, transfer
 from polygraft.commands.adapter_check import check
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
@@ -23,13 +23,20 @@ app.command()(transfer.download)
 app.command()(transfer.export)
 app.command("import")(transfer.import_version)
 app.command()(check)
+for command in (
+    aliases.promote,
+    aliases.rollback,
+    aliases.history,
+    aliases.watch,
+):
+    app.command()(command)
 
 LIVE = "live"
 
 
 @app.callback()
 def adapters() -> None:
-    """List, show, push, check, promote, download and delete adapters."""
+    """List, show, push, check, promote, roll back, download and delete adapters."""
 
 
 @app.command("list")
@@ -50,11 +57,11 @@ def list_adapters(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = F
     )
     for adapter in found:
         version = adapter.version
-        aliases = ", ".join(f"{a.alias}={a.number}" for a in adapter.aliases)
+        pointers = ", ".join(f"{a.alias}={aliases.short_targets(a)}" for a in adapter.aliases)
         facts = _facts(version) if version else ("-",) * 6
         number, kind, base, proof, where, size = facts
         count = str(adapter.num_versions)
-        table.add_row(adapter.name, number, kind, base, proof, count, aliases, where, size)
+        table.add_row(adapter.name, number, kind, base, proof, count, pointers, where, size)
     _print(table)
 
 
@@ -131,36 +138,6 @@ def push(
 
 
 @app.command()
-def promote(
-    version: Annotated[str, typer.Argument(help="The version to point to: name@7, name@canary.")],
-    alias: Annotated[str, typer.Option(help="The alias to move.")] = LIVE,
-    expected_generation: Annotated[
-        int | None, typer.Option(help="Only if the alias is at this generation.")
-    ] = None,
-    reason: Annotated[str, typer.Option(help="Kept with the move.")] = "",
-    server: ServerOption = DEFAULT_SERVER,
-    as_json: JsonOption = False,
-) -> None:
-    """Point an alias at a version; running requests end on the version they began with."""
-    from polygraft.client import Client
-
-    with Client(server) as client:
-        adapter = client.get_adapter(version)
-        assert adapter.version is not None  # a reference names one
-        moved = client.move_alias(
-            adapter.name,
-            alias,
-            adapter.version.number,
-            expected_generation=expected_generation,
-            reason=reason,
-        )
-    if as_json:
-        print_json(moved)
-        return
-    typer.echo(f"{adapter.name}@{alias} -> {moved.number}  (generation {moved.generation})")
-
-
-@app.command()
 def delete(
     reference: Annotated[str, typer.Argument(help="name: all of it; name@7: one version.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -187,7 +164,8 @@ def delete(
 def _print_adapter(adapter: Adapter) -> None:
     typer.secho(adapter.name, bold=True)
     for alias in adapter.aliases:
-        typer.echo(f"  {alias.alias} -> {alias.number}  (generation {alias.generation})")
+        where = aliases.targets_of(alias)
+        typer.echo(f"  {alias.alias} -> {where}  (generation {alias.generation})")
     version = adapter.version
     if version is None:
         return

@@ -22,6 +22,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2, default=_text))
 
 
+def json_text(value: Any) -> str:
+    """One result as JSON on one line."""
+    return json.dumps(_plain(value), ensure_ascii=False, default=_text)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
