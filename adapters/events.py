@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from polygraft.adapters.alias_records import AliasRecord
-from polygraft.adapters.resident import Tier
 
 MAX_EVENTS = 4096  # remembered, of changes and of residency each
 
@@ -46,7 +45,7 @@ class AdapterEvent:
     number: int = 0
     digest: str = ""
     alias: AliasRecord | None = None
-    tier: Tier | None = None
+    tier: str = ""  # "host" or "device", of loads and evictions
     detail: str = ""
     at: float = field(default_factory=time.time)  # seconds since the epoch
 

@@ -59,12 +59,14 @@ class ResidencyEvents:
         """See ResidencyObserver."""
         self._observer.loaded(digest, tier, seconds)
         detail = f"in {seconds:.3f} s"
-        self._feed.add(AdapterEvent(EventKind.LOADED, digest=digest, tier=tier, detail=detail))
+        self._feed.add(
+            AdapterEvent(EventKind.LOADED, digest=digest, tier=tier.value, detail=detail)
+        )
 
     def evicted(self, digest: str, tier: Tier) -> None:
         """See ResidencyObserver."""
         self._observer.evicted(digest, tier)
-        self._feed.add(AdapterEvent(EventKind.EVICTED, digest=digest, tier=tier))
+        self._feed.add(AdapterEvent(EventKind.EVICTED, digest=digest, tier=tier.value))
 
 
 @dataclass(frozen=True, slots=True)

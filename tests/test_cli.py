@@ -354,7 +354,7 @@ def test_a_canary_is_promoted_rolled_back_and_told(service: Service, tmp_path: P
         (1, "first version"),
     ]
     shown = run("adapters", "history", "dsum").stdout
-    assert "rollback to 1" in shown
+    assert [m["restored"] for m in moves] == [1, 0, 0, 0]
     assert "127.0.0.1" in shown
     for weight in ("0", "5", "x%"):
         assert run("adapters", "promote", "dsum@2", "--weight", weight).exit_code == ExitCode.USAGE

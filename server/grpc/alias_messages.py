@@ -142,7 +142,7 @@ def write_event(event: AdapterEvent, cursor: str) -> events_pb2.AdapterEvent:
         version_number=event.number,
         digest=event.digest,
         alias=write_alias(event.alias) if event.alias else None,
-        tier=event.tier.value if event.tier else "",
+        tier=event.tier,
         detail=event.detail,
     )
 

@@ -103,6 +103,9 @@ def generate(
         bool | None,
         _option(_CALL, "Guess tokens from the prompt.", "--speculation/--no-speculation"),
     ] = None,
+    sticky_key: Annotated[
+        str, _option(_CALL, "Equal keys get the same version of an alias with a canary.")
+    ] = "",
     timeout: Annotated[float | None, _option(_CALL, "Seconds for the whole call.")] = None,
 ) -> None:
     """Generate text with the base, an adapter, or several by weight.
@@ -142,6 +145,7 @@ def generate(
         "return_token_ids": as_json,
         "priority": priority,
         "speculation": speculation,
+        "sticky_key": sticky_key or None,
         "timeout": timeout,
     }
     options: GenerateOptions = {k: v for k, v in given.items() if v is not None}  # type: ignore[assignment]
