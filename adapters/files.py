@@ -163,9 +163,16 @@ def parse_json(data: bytes, *, file: str, max_bytes: int = JSON_BYTES) -> dict[s
     except PolygraftError:
         raise
     except RecursionError:
-        raise AdapterInvalid("the JSON is nested too deeply.", file=file) from None
+        raise AdapterInvalid(
+            "the JSON is nested too deeply.", file=file, hint="Save it with save_pretrained()."
+        ) from None
     except ValueError as error:
-        raise AdapterInvalid(f"not valid JSON ({error}).", file=file) from error
+        raise AdapterInvalid(
+            f"not valid JSON ({error}).",
+            file=file,
+            allowed="UTF-8 JSON",
+            hint="Copy or save it again.",
+        ) from error
     if not isinstance(value, dict):
         raise AdapterInvalid(
             "the top level must be a JSON object.",

@@ -68,11 +68,13 @@ def read_header(
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
         if not 2 <= length <= max_header_bytes or 8 + length > size:
+            allowed = f"2..{min(max_header_bytes, max(size - 8, 0))}"
             raise AdapterInvalid(
-                f"the header length {length} does not fit a file of {size} bytes.",
+                f"the header length {length} does not fit a file of {size} bytes "
+                f"(allowed: {allowed}).",
                 file=file,
                 found=length,
-                allowed=f"2..{min(max_header_bytes, max(size - 8, 0))}",
+                allowed=allowed,
                 hint="The file is truncated or not safetensors; save it again.",
             )
         raw = stream.read(length)

@@ -238,7 +238,8 @@ def _check_magnitude(name: str, module: LoraModule) -> Problems:
     largest = torch.finfo(module.lora_a.dtype).max
     if bound < largest:
         return []
-    return [_bad_value(f"scaling times weights reaches {bound:g}.", name, f"below {largest:g}")]
+    what = f"scaling times weights reaches {bound:g} (allowed: below {largest:g})."
+    return [_bad_value(what, name, f"below {largest:g}")]
 
 
 def _bad_value(message: str, item: str, allowed: object) -> AdapterInvalid:

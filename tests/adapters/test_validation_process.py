@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from adapter_support.directories import (
 )
 from peft import PrefixTuningConfig
 
+from polygraft.adapters.base_changes import Changes, TableChange
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     AdapterInvalid,
@@ -31,14 +35,18 @@ from polygraft.adapters.errors import (
 from polygraft.adapters.files import find_files
 from polygraft.adapters.geometry import BaseGeometry, KVShape
 from polygraft.adapters.limits import MIB, AdapterLimits
+from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.process_records import (
+    _RECORDS,
     error_from_json,
     error_to_json,
     from_json,
     to_json,
 )
+from polygraft.adapters.upload_header import UploadHeader
 from polygraft.adapters.validation import ValidatedUpload, validate_files
 from polygraft.adapters.validation_process import ValidationProcess
+from polygraft.adapters.weights import AdapterWeights
 
 LIMITS = AdapterLimits(max_rank=64)
 SERVE = """
@@ -153,6 +161,37 @@ def test_records_are_the_same_on_the_other_side() -> None:
     assert (type(again), str(again), again.code) == (AdapterIncompatible, str(error), "R")
     with pytest.raises(TypeError):
         error_from_json({**error_to_json(error), "error": "Any"})
+
+
+def records_in(hint: Any) -> Iterator[type[Any]]:
+    """The data classes that a value of this type may hold."""
+    for part in get_args(hint):
+        yield from records_in(part)
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        yield hint
+        for inner in get_type_hints(hint).values():
+            yield from records_in(inner)
+
+
+@pytest.mark.parametrize("root", [AdapterWeights, BaseGeometry, AdapterLimits, UploadHeader])
+def test_whatever_an_adapter_may_hold_can_travel(root: type[Any]) -> None:
+    found = set(records_in(root))
+    assert root in found
+    assert {kind.__name__: kind for kind in found}.items() <= _RECORDS.items()
+
+
+def test_an_adapter_that_changes_tables_travels() -> None:
+    lora = LoraModule(torch.ones(2, 8), torch.ones(32, 2), 0.5)
+    table = TableChange(weight=torch.ones(32, 8), token_ids=torch.arange(3), lora=lora)
+    weights = AdapterWeights("lora", changes=Changes(embedding=table, features=("x",)))
+    again = from_json(json.loads(json.dumps(to_json(weights))))
+    assert isinstance(again, AdapterWeights)
+    assert again.changes.features == ("x",)
+    assert again.changes.nbytes == weights.changes.nbytes
+    assert again.changes.embedding is not None
+    assert again.changes.embedding.lora is not None
+    assert again.changes.embedding.lora.scaling == 0.5
 
 
 @pytest.mark.parametrize(
