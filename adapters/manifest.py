@@ -130,7 +130,7 @@ class Manifest(_Frozen):
     """Everything known about a version. Fields left out stay out of the canonical form."""
 
     schema_id: Literal["polygraft.adapter/1"] = Field(alias="schema")
-    kind: Literal["lora", "soft_prompt", "prefix", "bundle", "houlsby", "selective"]
+    kind: Literal["lora", "soft_prompt", "prefix", "bundle", "houlsby", "selective", "full"]
     servable: bool = True
     files: tuple[FileRecord, ...] = Field(min_length=1, strict=False)
     format: FormatRecord

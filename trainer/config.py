@@ -6,6 +6,7 @@ Every section forbids unknown keys; `trainer.recipe` turns those errors into sen
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -102,8 +103,14 @@ class Lora(Section):
     r: int = Field(default=8, gt=0, le=1024)
     alpha: int | None = Field(default=None, gt=0, description="none: twice r")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear", "attention", "qv"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear", "attention", "mlp", "qv"] | tuple[str, ...] = "all-linear"
+    layers: tuple[int, ...] | None = Field(default=None, description="none: all; -1 is the last")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead of alpha / r")
+    dora: bool = Field(default=False, description="train the norm of each output apart (DoRA)")
+    rank_pattern: dict[str, Annotated[int, Field(gt=0, le=1024)]] = Field(
+        default={}, description="module name or pattern -> its own r"
+    )
+    alpha_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
 
 
 class SoftPrompt(Section):
@@ -117,7 +124,63 @@ class SoftPrompt(Section):
     )
 
 
-Method = Annotated[Lora | SoftPrompt, Field(discriminator="kind")]
+class Prefix(Section):
+    """Trained keys and values in front of every layer's (Li and Liang 2021)."""
+
+    kind: Literal["prefix"] = "prefix"
+    virtual_tokens: int = Field(default=20, gt=0, le=1024)
+    init: Literal["zero", "random"] = Field(default="zero", description="random: small, scaled")
+
+
+class PTuning(Section):
+    """Trained input embeddings that a small encoder makes (Liu et al. 2021)."""
+
+    kind: Literal["p_tuning"] = "p_tuning"
+    virtual_tokens: int = Field(default=20, gt=0, le=1024)
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    encoder_hidden_size: int | None = Field(default=None, gt=0, description="none: the base's")
+
+
+class Houlsby(Section):
+    """Bottleneck layers behind attention and MLP (Houlsby et al. 2019). Not served yet."""
+
+    kind: Literal["houlsby"] = "houlsby"
+    bottleneck: int = Field(default=16, gt=0, le=4096)
+    where: tuple[Literal["attention", "mlp"], ...] = Field(
+        default=("attention", "mlp"), min_length=1
+    )
+    layers: tuple[int, ...] | None = Field(default=None, description="none: all; -1 is the last")
+
+
+class Selective(Section):
+    """Some of the base's own parameters. Not served: an adapter may not change the base."""
+
+    kind: Literal["selective"] = "selective"
+    layers: tuple[int, ...] | None = Field(default=None, description="e.g. [-2, -1]")
+    params: str | None = Field(default=None, description="regular expression on parameter names")
+    l2sp: float = Field(default=0.0, ge=0, description="penalty on the squared distance from start")
+
+    @model_validator(mode="after")
+    def _chooses_once(self) -> Self:
+        if (self.layers is None) == (self.params is None):
+            raise ValueError("give either layers or params")
+        try:
+            re.compile(self.params or "")
+        except re.error as error:
+            raise ValueError(f"params is no regular expression: {error}") from None
+        return self
+
+
+class Full(Section):
+    """All of the base's parameters. Not served: an adapter may not change the base."""
+
+    kind: Literal["full"] = "full"
+    l2sp: float = Field(default=0.0, ge=0, description="penalty on the squared distance from start")
+
+
+Method = Annotated[
+    Lora | SoftPrompt | Prefix | PTuning | Houlsby | Selective | Full, Field(discriminator="kind")
+]
 
 
 class Optim(Section):

@@ -13,9 +13,13 @@ MAX_GROWTH = 1000.0
 """Largest trained value over the largest value of the frozen base. Healthy runs stay below 10."""
 
 
-def largest_frozen_weight(model: nn.Module) -> float:
-    """The largest absolute value among the parameters that are not trained."""
-    return max(float(p.abs().max()) for p in model.parameters() if not p.requires_grad)
+def largest_base_weight(model: nn.Module) -> float:
+    """The largest absolute value among the parameters that are not trained, or else among all.
+
+    To be asked before the training of a base itself.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return max(float(p.detach().abs().max()) for p in frozen or model.parameters())
 
 
 def check_magnitude(model: nn.Module, largest_base_weight: float) -> None:

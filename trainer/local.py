@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from peft import PeftModel
-
 from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE
 from polygraft.adapters.geometry import describe_base
 from polygraft.adapters.limits import AdapterLimits
@@ -20,7 +18,9 @@ from polygraft.trainer.encode import encode_prompt
 from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.frozen_base import FrozenBase, load_frozen_base, load_tokenizer
 from polygraft.trainer.generate import Answer
+from polygraft.trainer.methods.adapted import Adapted
 from polygraft.trainer.methods.peft_wrapping import load
+from polygraft.trainer.methods.unserved import is_unserved, load_unserved
 from polygraft.trainer.scoring import (
     Ask,
     Candidate,
@@ -46,13 +46,15 @@ def load_candidate(path: Path, base_path: str | None) -> Candidate:
     )
     if manifest is not None:
         check_base(manifest, geometry)
+    if is_unserved(files):
+        return make_candidate(base, load_unserved(base.model, files), manifest)
     read_adapter(files, geometry, _LIMITS, dtype=base.model.dtype)
     peft_model = load(base.model, files[CONFIG_FILE].parent)
     return make_candidate(base, peft_model, manifest)
 
 
 def make_candidate(
-    base: FrozenBase, peft_model: PeftModel, manifest: Manifest | None = None
+    base: FrozenBase, peft_model: Adapted, manifest: Manifest | None = None
 ) -> Candidate:
     """An adapter in memory; the base answers with the adapter switched off."""
     ask_base = _asker(base, None)
@@ -69,7 +71,7 @@ def make_candidate(
     )
 
 
-def _asker(base: FrozenBase, peft_model: PeftModel | None) -> Ask:
+def _asker(base: FrozenBase, peft_model: Adapted | None) -> Ask:
     """Ask a model by rendering rows as the server would."""
 
     def ask(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:

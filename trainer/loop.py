@@ -29,7 +29,27 @@ def total_steps(rows: int, config: RunConfig) -> int:
 
 
 class _LengthGroupedTrainer(Trainer):
-    """Trainer with our order of rows; its own groups by length only columns of token ids."""
+    """Trainer with our order of rows; its own groups by length only columns of token ids.
+
+    `l2sp` times the squared distance from the start is added to the loss of each step.
+    """
+
+    l2sp = 0.0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one micro-batch; the penalty is shared among those of a step."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.l2sp or return_outputs:
+            return loss
+        # Trainer divides by the micro-batches itself where the model does not take their number.
+        parts = self.current_gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1
+        return loss + self.l2sp * self.accelerator.unwrap_model(model).distance() / parts
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -85,4 +105,5 @@ def make_trainer(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.l2sp = getattr(config.method, "l2sp", 0.0)
     return trainer

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peft import PeftModel
-
 from polygraft.trainer import methods
 from polygraft.trainer.best import BestCheckpoint
 from polygraft.trainer.callbacks import GracefulInterrupt, History, Validation
+from polygraft.trainer.checkpoint import ExactCheckpoint
 from polygraft.trainer.collate import Collator
-from polygraft.trainer.divergence import largest_frozen_weight
+from polygraft.trainer.divergence import largest_base_weight
 from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
 from polygraft.trainer.loop import make_trainer, steps_per_epoch
+from polygraft.trainer.methods.adapted import Adapted
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.progress import Observer
 from polygraft.trainer.run_directory import RunDirectory
@@ -21,7 +21,7 @@ from polygraft.trainer.source import build_recipe
 
 
 def optimise(
-    peft_model: PeftModel,
+    peft_model: Adapted,
     prepared: Prepared,
     directory: RunDirectory,
     observer: Observer,
@@ -56,9 +56,10 @@ def optimise(
                 every,
                 config.eval.early_stopping,
                 journal.record,
-                largest_frozen_weight(peft_model),
+                largest_base_weight(peft_model),
             ),
             interrupt,
+            ExactCheckpoint(directory.checkpoints, resumed=resumed),
         ],
     )
     start = None if resumed else evaluator(peft_model, 0)

@@ -95,7 +95,7 @@ def _max_length(config: RunConfig) -> int:
     """Tokens a row may have: a soft prompt in front of it must fit the base's positions too."""
     from polygraft.trainer.frozen_base import read_context_length
 
-    virtual = config.method.virtual_tokens if config.method.kind == "prompt" else 0
+    virtual: int = getattr(config.method, "virtual_tokens", 0)
     window = read_context_length(config.base.path)
     wanted = config.data.max_length
     if wanted is None:

@@ -121,10 +121,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return f"{key}: unknown key{_nearest(name, known)} Known: {', '.join(known)}."
     if kind.startswith("union_tag"):
         kinds = [model.model_fields["kind"].default for model in _models(Method)]
-        found = str(error["ctx"].get("tag", "nothing"))
-        return f"{key}.kind: unknown method {found!r}{_nearest(found, kinds)} Known: " + (
-            f"{', '.join(kinds)}."
-        )
+        known_kinds = f"Known: {', '.join(kinds)}."
+        if "tag" not in error["ctx"]:
+            return f"{key}.kind: is missing. {known_kinds}"
+        found = str(error["ctx"]["tag"])
+        return f"{key}.kind: unknown method {found!r}{_nearest(found, kinds)} {known_kinds}"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(input_, dict) or kind == "missing" else f", found {input_!r}"
     return f"{key or 'recipe'}: {message}{shown}."

@@ -16,9 +16,8 @@ from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.scoring import Subject, score_candidate
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from polygraft.trainer.evaluation import Evaluation
+    from polygraft.trainer.methods.adapted import Adapted
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,8 @@ def _run(
     *,
     resumed: bool,
 ) -> RunResult:
+    from peft import PeftModel
+
     from polygraft.trainer import methods
     from polygraft.trainer.best import trainable_tensors
     from polygraft.trainer.divergence import check_trained
@@ -137,18 +138,27 @@ def _run(
     seconds = time.monotonic() - started
     check_trained(untrained, trainable_tensors(peft_model))
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
-    num_probes = save_probes(peft_model, prepared, directory.work / "adapter")
+    num_probes = None
+    if isinstance(peft_model, PeftModel):  # what no server computes needs no witness
+        num_probes = save_probes(peft_model, prepared, directory.work / "adapter")
     subjects = []
     if score_test:  # the first and only time that the test split is answered
         subjects = _score(prepared, peft_model)
-    manifest = write_manifest(prepared, directory, subjects, seconds, num_probes=num_probes)
+    manifest = write_manifest(
+        prepared,
+        directory,
+        subjects,
+        seconds,
+        num_probes=num_probes,
+        trained_parameters=sum(tensor.numel() for tensor in untrained.values()),
+    )
     write_report(prepared, directory, manifest, best, subjects, seconds)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
 
 
-def _score(prepared: Prepared, peft_model: PeftModel) -> list[Subject]:
+def _score(prepared: Prepared, peft_model: Adapted) -> list[Subject]:
     """Answers of base and adapter on the test split; of plain text, how likely it is."""
     from polygraft.trainer.local import make_candidate
     from polygraft.trainer.perplexity import score_likelihood

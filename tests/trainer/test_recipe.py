@@ -39,7 +39,10 @@ def test_the_method_is_chosen_by_its_kind() -> None:
             "method.r: unknown key. Known: init, init_text, kind, virtual_tokens.",
         ),
         ({"method": {"kind": "loro"}}, "unknown method 'loro', did you mean 'lora'?"),
-        ({"method": {"r": 8}}, "method.kind: unknown method 'nothing'. Known: lora, prompt."),
+        (
+            {"method": {"r": 8}},
+            "method.kind: is missing. Known: lora, prompt, prefix, p_tuning,",
+        ),
         ({"optim": {"lr": -1}}, "optim.lr: Input should be greater than 0, found -1"),
         (
             {"eval": {"early_stopping": {"patiense": 1}}},

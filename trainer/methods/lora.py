@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -13,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from polygraft.trainer.config import Lora
 from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.methods.layers import ATTENTION, MLP, find_layers, layer_numbers
 from polygraft.trainer.methods.peft_wrapping import wrap
 
-_ATTENTION = re.compile(r"(^|[._])(self_)?attn|attention", re.IGNORECASE)
 _QUERY_VALUE = {"q_proj", "v_proj", "query", "value"}
 
 
@@ -31,6 +30,10 @@ def attach_lora(model: PreTrainedModel, method: Lora, *, seed: int) -> PeftModel
         lora_dropout=method.dropout,
         target_modules=targets,
         use_rslora=method.rslora,
+        use_dora=method.dora,
+        rank_pattern=dict(method.rank_pattern),
+        alpha_pattern=dict(method.alpha_pattern),
+        layers_to_transform=_layers(model, method),
         fan_in_fan_out=any(
             kind is Conv1D for name, kind in linear.items() if _ends_with(name, targets)
         ),
@@ -53,10 +56,11 @@ def choose_targets(method: Lora, linear: dict[str, type[nn.Module]]) -> list[str
     names = {name.rpartition(".")[2] for name in linear}
     if method.targets == "all-linear":
         return sorted(names)
-    if method.targets == "attention":
+    if method.targets in ("attention", "mlp"):
+        pattern = ATTENTION if method.targets == "attention" else MLP
         # Two parts of the name: in GPT-2 both `attn.c_proj` and `mlp.c_proj` end with c_proj.
-        found = {".".join(name.split(".")[-2:]) for name in linear if _ATTENTION.search(name)}
-        return _found_or_refused(found, "attention layers", names)
+        found = {".".join(name.split(".")[-2:]) for name in linear if pattern.search(name)}
+        return _found_or_refused(found, f"{method.targets} layers", names)
     if method.targets == "qv":
         return _found_or_refused(_QUERY_VALUE & names, "separate query and value layers", names)
     for target in method.targets:
@@ -70,6 +74,12 @@ def choose_targets(method: Lora, linear: dict[str, type[nn.Module]]) -> list[str
                 else f"It has: {', '.join(sorted(names))}",
             )
     return sorted(method.targets)
+
+
+def _layers(model: PreTrainedModel, method: Lora) -> list[int] | None:
+    if method.layers is None:
+        return None
+    return layer_numbers(method.layers, len(find_layers(model)[1]))
 
 
 def _found_or_refused(found: set[str], what: str, names: set[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polygraft.adapters.chunks import crc32c, read_chunks
-from polygraft.adapters.errors import AdapterInvalid
+from polygraft.adapters.errors import AdapterInvalid, AdapterUnsupported
 from polygraft.adapters.files import MANIFEST_FILE, REQUIRED_FILES, check_complete, hash_file
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader
 from polygraft.protos import adapters_pb2 as pb
@@ -36,6 +36,7 @@ class UploadSource:
         Reads every file once, for its sha256. Raises AdapterInvalid when one is missing.
         """
         files = source if isinstance(source, Mapping) else find_adapter(Path(source))
+        _refuse_unserved(files)
         declarations = [
             pb.FileDeclaration(name=name, size_bytes=path.stat().st_size, sha256=hash_file(path))
             for name, path in sorted(files.items())
@@ -98,6 +99,27 @@ def find_adapter(directory: Path) -> dict[str, Path]:
             file=str(manifest),
         )
     return files if manifest is None else {**files, MANIFEST_FILE: manifest}
+
+
+def _refuse_unserved(files: Mapping[str, Path]) -> None:
+    """Raises AdapterUnsupported for what its own manifest says no server computes."""
+    if MANIFEST_FILE not in files:
+        return
+    try:
+        manifest = json.loads(files[MANIFEST_FILE].read_bytes())
+        servable = manifest.get("servable", True)
+    except (ValueError, AttributeError, OSError):
+        return  # the server says what is wrong with it
+    if servable is not False:
+        return
+    provenance = manifest.get("provenance")
+    reason = provenance.get("not_servable") if isinstance(provenance, dict) else None
+    raise AdapterUnsupported(
+        f"it cannot be served: {reason or 'its manifest says so'}.",
+        file=str(files[MANIFEST_FILE]),
+        item="servable",
+        hint="Score it with `polygraft score`; to serve the task, train a lora or a soft prompt.",
+    )
 
 
 def _is_of_run(directory: Path) -> bool:
