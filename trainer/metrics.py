@@ -1,4 +1,4 @@
-"""Scores of generated texts against references, as percentages, with their signatures.
+"""Scores of generated texts against references, as percentages, with signatures and intervals.
 
 ROUGE is rouge-score's, BLEU is sacrebleu's: nothing is re-implemented.
 """
@@ -6,60 +6,64 @@ ROUGE is rouge-score's, BLEU is sacrebleu's: nothing is re-implemented.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from polygraft.trainer.classification import Classification, accuracy
+from polygraft.trainer.rouge import rouge_l, rouge_scores
+from polygraft.trainer.score import RESAMPLES, Score, mean_score, with_interval
 
 if TYPE_CHECKING:
     from polygraft.trainer.generate import Answer
 
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+__all__ = ["MIN_BLEU_WORDS", "Score", "exact_match", "repetition", "rouge_l", "score_answers"]
+
 MIN_BLEU_WORDS = 4
 """Mean reference length below which BLEU says nothing: one-word answers score 0 when all right."""
+REPEATED_WORDS = 4
 
 
-@dataclass(frozen=True)
-class Score:
-    """One metric over a split. `value` is a percentage, or None where it would mean nothing."""
+def score_answers(
+    answers: Sequence[Answer],
+    references: Sequence[str],
+    *,
+    groups: Sequence[str] = (),
+    classification: Classification | None = None,
+) -> list[Score]:
+    """Every metric of generated answers, in the order they are shown.
 
-    metric: str
-    value: float | None
-    signature: str
-
-
-def score_answers(answers: Sequence[Answer], references: Sequence[str]) -> list[Score]:
-    """Every metric of generated answers, in the order they are shown."""
+    `groups` names the group of each row, whose rows are drawn together for the intervals.
+    """
     texts = [answer.text for answer in answers]
-    return [
-        *_rouge(texts, references),
-        _bleu(texts, references),
-        Score("exact_match", exact_match(texts, references), "exact_match|strip|mean"),
-        Score("stop_rate", _percent([answer.stopped for answer in answers]), "stop_rate|mean"),
-        Score("length_ratio", _length_ratio(texts, references), "length_ratio|words|sum/sum"),
+    scores = rouge_scores(texts, references)
+    scores.append(_bleu(texts, references))
+    matches = [
+        float(text.strip() == ref.strip()) for text, ref in zip(texts, references, strict=True)
     ]
-
-
-def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
-    """ROUGE-L F1, mean over rows, in percent."""
-    scorer = _rouge_scorer(("rougeL",))
-    rows = [scorer.score(ref, text)["rougeL"].fmeasure for text, ref in _pairs(texts, references)]
-    return _percent(rows)
+    scores.append(mean_score("exact_match", matches, "exact_match|strip|mean"))
+    if classification is not None:
+        scores += [accuracy(texts, references), *classification.scores()]
+    stopped = [float(answer.stopped) for answer in answers]
+    scores.append(mean_score("stop_rate", stopped, "stop_rate|mean"))
+    ratio = _length_ratio(texts, references)
+    scores.append(Score("length_ratio", ratio, "length_ratio|words|sum/sum"))
+    repeated = [repetition(text) for text in texts]
+    signature = f"repetition|{REPEATED_WORDS}-grams of words|1 - distinct/all|mean"
+    scores.append(mean_score("repetition", repeated, signature))
+    return [score if score.is_detail else with_interval(score, groups) for score in scores]
 
 
 def exact_match(texts: Sequence[str], references: Sequence[str]) -> float:
     """Share of texts equal to their reference without outer white space, in percent."""
-    return _percent([text.strip() == ref.strip() for text, ref in _pairs(texts, references)])
+    pairs = list(zip(texts, references, strict=True))
+    return 100.0 * sum(text.strip() == reference.strip() for text, reference in pairs) / len(pairs)
 
 
-def _rouge(texts: Sequence[str], references: Sequence[str]) -> list[Score]:
-    scorer = _rouge_scorer(ROUGE_TYPES)
-    rows = [scorer.score(reference, text) for text, reference in _pairs(texts, references)]
-    settings = f"stem:yes|agg:mean|f1|version:rouge-score-{version('rouge-score')}"
-    return [
-        Score(kind, _percent([row[kind].fmeasure for row in rows]), f"{kind}|{settings}")
-        for kind in ROUGE_TYPES
-    ]
+def repetition(text: str) -> float:
+    """Share of 4-grams of words that stood in the text before (seq-rep-4, Welleck et al. 2020)."""
+    words = text.split()
+    grams = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _bleu(texts: Sequence[str], references: Sequence[str]) -> Score:
@@ -68,27 +72,13 @@ def _bleu(texts: Sequence[str], references: Sequence[str]) -> Score:
     words = sum(len(reference.split()) for reference in references) / len(references)
     if words < MIN_BLEU_WORDS:
         return Score("bleu", None, f"n/a: references average {words:.1f} words")
-    bleu = BLEU()
-    value = float(bleu.corpus_score(list(texts), [list(references)]).score)
-    return Score("bleu", value, f"bleu|{bleu.get_signature()}")
+    bleu, answers, wanted = BLEU(), list(texts), [list(references)]
+    value = float(bleu.corpus_score(answers, wanted).score)
+    score = Score("bleu", value, f"bleu|{bleu.get_signature()}")
+    drawn = BLEU().corpus_score(answers, wanted, n_bootstrap=RESAMPLES)
+    return replace(score, interval=(drawn._mean - drawn._ci, drawn._mean + drawn._ci))
 
 
 def _length_ratio(texts: Sequence[str], references: Sequence[str]) -> float:
     generated = sum(len(text.split()) for text in texts)
     return 100.0 * generated / max(1, sum(len(reference.split()) for reference in references))
-
-
-def _percent(values: Sequence[float]) -> float:
-    return 100.0 * sum(values) / len(values)
-
-
-def _pairs(texts: Sequence[str], references: Sequence[str]) -> zip[tuple[str, str]]:
-    return zip(texts, references, strict=True)
-
-
-@cache
-def _rouge_scorer(kinds: tuple[str, ...]) -> Any:
-    # Why here: rouge-score brings nltk, two seconds that only a scoring command should pay.
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(list(kinds), use_stemmer=True)

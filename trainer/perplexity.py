@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from peft import PeftModel
-
 from polygraft.trainer.collate import Collator
 from polygraft.trainer.encode import encode_examples
 from polygraft.trainer.evaluation import completion_loss
-from polygraft.trainer.metrics import Score
+from polygraft.trainer.methods.adapted import Adapted
 from polygraft.trainer.prepare import Prepared
+from polygraft.trainer.score import Score
 from polygraft.trainer.scoring import Subject
 from polygraft.trainer.source import build_recipe
 
@@ -18,7 +17,7 @@ SIGNATURE = "perplexity|exp of the mean loss per token|end token included"
 BATCH_ROWS = 16
 
 
-def score_likelihood(prepared: Prepared, peft_model: PeftModel) -> list[Subject]:
+def score_likelihood(prepared: Prepared, peft_model: Adapted) -> list[Subject]:
     """Perplexity per token of base and adapter on the test split."""
     base, source = prepared.base, prepared.source
     recipe = build_recipe(source.prompt, base.tokenizer)

@@ -10,7 +10,7 @@ from polygraft.trainer.forms import Form
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.saved import build_manifest
-from polygraft.trainer.scoring import Subject, predictions
+from polygraft.trainer.scoring import Subject, compare, predictions
 from polygraft.trainer.source import build_recipe
 
 
@@ -20,7 +20,8 @@ def write_manifest(
     subjects: Sequence[Subject],
     seconds: float,
     *,
-    num_probes: int,
+    num_probes: int | None,
+    trained_parameters: int,
 ) -> Manifest:
     """The manifest in canonical form; its sha256 is the identity of the version."""
     base, source = prepared.base, prepared.source
@@ -36,6 +37,7 @@ def write_manifest(
         group_key=source.group_key,
         scores=_score_records(prepared, subjects),
         num_probes=num_probes,
+        trained_parameters=trained_parameters,
         minutes=seconds / 60,
     )
     (directory.work / "manifest.json").write_bytes(canonical_json(manifest))
@@ -52,6 +54,8 @@ def write_report(
 ) -> None:
     """report.json for programs, predictions.test.jsonl for eyes."""
     source, method = prepared.source, manifest.method
+    groups = [row.group for row in source.splits.test]
+    differences = compare(subjects, groups) if subjects else {}
     report = {
         "schema": "polygraft.report/1",
         "name": prepared.config.name,
@@ -66,6 +70,10 @@ def write_report(
             best.metric: round(best.value, 2),
         },
         "test": [subject.as_json() for subject in subjects],
+        "difference": {
+            name: {"value": round(score.value or 0.0, 2), "ci95": score.interval}
+            for name, score in differences.items()
+        },
         "cost": {
             "trained_parameters": method.trainable_params if method else None,
             "adapter_bytes": manifest.size_bytes,
@@ -87,10 +95,13 @@ def _score_records(prepared: Prepared, subjects: Sequence[Subject]) -> list[Scor
             rows=subject.rows,
             split="test",
             data_sha256=data_sha256,
+            ci95=None
+            if score.interval is None
+            else (f"{score.interval[0]:.2f}", f"{score.interval[1]:.2f}"),
             signature=score.signature,
             decoding=f"greedy|max:{prepared.max_new_tokens}",
         )
         for subject in subjects
         for score in subject.scores
-        if score.value is not None
+        if score.value is not None and not score.is_detail
     ]

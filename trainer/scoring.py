@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polygraft.trainer.classification import Classification, classify
 from polygraft.trainer.data import Example
-from polygraft.trainer.metrics import Score, exact_match, rouge_l, score_answers
+from polygraft.trainer.metrics import exact_match, rouge_l, score_answers
+from polygraft.trainer.score import Score, difference
 from polygraft.trainer.source import Source
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ class Subject:
     """Empty where only likelihoods were measured."""
     scores: list[Score]
     rows: int
+    classification: Classification | None = None
+
+    def score(self, metric: str) -> Score:
+        """One metric. KeyError unless it was measured."""
+        found = [score for score in self.scores if score.metric == metric]
+        if not found:
+            raise KeyError(metric)
+        return found[0]
 
     def value(self, metric: str) -> float | None:
         """The value of one metric."""
@@ -57,22 +67,39 @@ class Subject:
 
     def as_json(self) -> dict[str, Any]:
         """For report.json and `--json`."""
-        return {
+        record = {
             "subject": self.name,
             "instruction": literal_text(self.prompt),
             "rows": self.rows,
-            "scores": {
-                score.metric: {"value": _rounded(score.value), "signature": score.signature}
-                for score in self.scores
-            },
+            "scores": {score.metric: _score_json(score) for score in self.scores},
         }
+        if self.classification is not None:
+            record["classification"] = self.classification.as_json()
+        return record
 
 
 def score_subject(name: str, prompt: Prompt, rows: Sequence[Example], ask: Ask) -> Subject:
     """Ask for every row and score the answers."""
-    answers = ask(prompt, rows)
-    scores = score_answers(answers, [row.completion for row in rows])
-    return Subject(name, prompt, answers, scores, len(rows))
+    answers, references = ask(prompt, rows), [row.completion for row in rows]
+    classification = classify([answer.text for answer in answers], references)
+    groups = [row.group for row in rows]
+    scores = score_answers(answers, references, groups=groups, classification=classification)
+    return Subject(name, prompt, answers, scores, len(rows), classification)
+
+
+def one_word_repeated(rows: Sequence[Example]) -> Subject:
+    """What a text earns that says the commonest word of the references over and over.
+
+    It shows what clipping prevents: its unclipped precision is high, its ROUGE is not.
+    """
+    from collections import Counter
+
+    from polygraft.trainer.generate import Answer
+
+    words = Counter(word for row in rows for word in row.completion.split())
+    word, length = words.most_common(1)[0][0], max(1, sum(words.values()) // len(rows))
+    answer = Answer([], " ".join([word] * length), True)
+    return score_subject("one word", {"segments": []}, rows, lambda prompt, _: [answer] * len(rows))
 
 
 def best_base_prompt(source: Source, metric: str, ask_base: Ask) -> Prompt:
@@ -116,17 +143,44 @@ def _asked(row: Example) -> dict[str, Any]:
     return {"variables": dict(row.variables)}
 
 
-def score_table(subjects: Sequence[Subject], title: str) -> Table:
-    """Metrics down, subjects across."""
+def compare(subjects: Sequence[Subject], groups: Sequence[str]) -> dict[str, Score]:
+    """By metric, how far the last subject is above the first, paired row by row."""
+    first, last = subjects[0], subjects[-1]
+    found = {
+        score.metric: difference(last.score(score.metric), score, groups)
+        for score in first.scores
+        if not score.is_detail
+    }
+    return {metric: score for metric, score in found.items() if score is not None}
+
+
+def score_table(subjects: Sequence[Subject], title: str, *, details: bool = False) -> Table:
+    """Metrics down, subjects across, each with its 95 % interval."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for subject in subjects:
         table.add_column(subject.name, justify="right")
-    for index, score in enumerate(subjects[0].scores):
-        values = [subject.scores[index].value for subject in subjects]
-        table.add_row(score.metric, *("n/a" if v is None else f"{v:.1f}" for v in values))
+    for score in subjects[0].scores:
+        if details or not score.is_detail:
+            table.add_row(score.metric, *(_shown(s.score(score.metric)) for s in subjects))
+    return table
+
+
+def confusion_table(subject: Subject) -> Table:
+    """Rows: what was wanted. Columns: what was said."""
+    from rich.table import Table
+
+    assert subject.classification is not None
+    labels = subject.classification.labels
+    table = Table(title=f"{subject.name}: wanted down, said across", title_justify="left")
+    for heading in ("", *labels, "invalid", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = zip(subject.classification.by_class(), subject.classification.confusion, strict=True)
+    for one, counts in rows:
+        rates = (f"{rate:.1f}" for rate in (one.precision, one.recall, one.f1))
+        table.add_row(one.label, *map(str, counts), *rates)
     return table
 
 
@@ -150,6 +204,21 @@ def prompt_of(manifest: Manifest) -> Prompt | None:
 def literal_text(prompt: Prompt) -> str:
     """The literal text of a prompt, without its variables."""
     return "".join(segment.get("text", "") for segment in prompt["segments"]).strip()
+
+
+def _shown(score: Score) -> str:
+    if score.value is None:
+        return "n/a"
+    if score.interval is None:
+        return f"{score.value:.1f}"
+    return f"{score.value:.1f} [{score.interval[0]:.1f}, {score.interval[1]:.1f}]"
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    record: dict[str, Any] = {"value": _rounded(score.value), "signature": score.signature}
+    if score.interval is not None:
+        record["ci95"] = [_rounded(bound) for bound in score.interval]
+    return record
 
 
 def _rounded(value: float | None) -> float | None:

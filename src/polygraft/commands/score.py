@@ -11,6 +11,7 @@ import typer
 from polygraft.commands.failure import CommandFailed, ExitCode
 
 if TYPE_CHECKING:
+    from polygraft.trainer.data import Example
     from polygraft.trainer.scoring import Candidate, Subject
     from polygraft.trainer.source import Source
 
@@ -35,6 +36,12 @@ Template = Annotated[
 ]
 Completion = Annotated[str, typer.Option(help="Field of the wanted answer in --data.")]
 Predictions = Annotated[Path | None, typer.Option(help="Write every answer to this JSONL file.")]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details", help="Precision and recall, unclipped ROUGE, every class, one word repeated."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
 
 
@@ -49,9 +56,10 @@ def score(
     template: Template = "{prompt}",
     completion: Completion = "completion",
     predictions: Predictions = None,
+    details: Details = False,
     as_json: Json = False,
 ) -> None:
-    """Score an adapter and its base on held-out rows: ROUGE, BLEU, exact match, stop rate.
+    """Score an adapter and its base on held-out rows: ROUGE, BLEU, exact match, F1, stop rate.
 
     Where the adapter's prompt carries no instruction, the base is asked with every wording of the
     task, and its best counts.
@@ -68,15 +76,17 @@ def score(
         from polygraft.trainer.scoring import score_candidate
 
         subjects = score_candidate(candidate, source, split)
+        rows = source.splits.named()[split]
     except TrainerError as error:
         raise CommandFailed(str(error), ExitCode(error.exit_code)) from error
     if predictions is not None:
         _write(predictions, source, split, subjects)
     if as_json:
         scores = [subject.as_json() for subject in subjects]
-        typer.echo(json.dumps({"digest": candidate.digest, "split": split, "subjects": scores}))
+        result = {"digest": candidate.digest, "split": split, "subjects": scores}
+        typer.echo(json.dumps({**result, "difference": _differences(subjects, rows)}))
     else:
-        _show(candidate, subjects)
+        _show(candidate, subjects, rows, details)
 
 
 def _candidate(adapter: str, server: str | None, base: str | None) -> Candidate:
@@ -113,13 +123,38 @@ def _write(path: Path, source: Source, split: str, subjects: list[Subject]) -> N
     path.write_text(text, encoding="utf-8")
 
 
-def _show(candidate: Candidate, subjects: list[Subject]) -> None:
+def _differences(subjects: list[Subject], rows: list[Example]) -> dict[str, object]:
+    from polygraft.trainer.scoring import compare
+
+    compared = compare(subjects, [row.group for row in rows])
+    return {name: {"value": s.value, "ci95": s.interval} for name, s in compared.items()}
+
+
+def _show(
+    candidate: Candidate, subjects: list[Subject], rows: list[Example], details: bool
+) -> None:
     from rich.console import Console
 
-    from polygraft.trainer.scoring import literal_text, score_table
+    from polygraft.trainer.scoring import (
+        compare,
+        confusion_table,
+        literal_text,
+        one_word_repeated,
+        score_table,
+    )
 
     console = Console(highlight=False)
-    console.print(score_table(subjects, f"{subjects[0].rows} held-out rows"))
+    shown = [*subjects, one_word_repeated(rows)] if details else subjects
+    title = f"{subjects[0].rows} held-out rows, 95 % bootstrap intervals"
+    console.print(score_table(shown, title, details=details))
+    for name, score in compare(subjects, [row.group for row in rows]).items():
+        if name in ("rougeL", "exact_match", "accuracy"):
+            low, high = score.interval or (0.0, 0.0)
+            line = f"adapter over base, {name}: {score.value:+.1f} [{low:+.1f}, {high:+.1f}]"
+            console.print(line, markup=False)
+    for subject in subjects if details else []:
+        if subject.classification is not None:
+            console.print(confusion_table(subject))
     asked = literal_text(subjects[0].prompt)
     if asked:
         console.print(f"the base was asked: {asked}", markup=False, soft_wrap=True)
