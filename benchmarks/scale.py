@@ -82,6 +82,7 @@ class Windows:
     seconds: float = 0.0
     loads: dict[str, float] = field(default_factory=dict)  # by tier
     load_seconds: dict[str, float] = field(default_factory=dict)
+    processor_seconds: float = 0.0
 
     def add(self, workload: Workload, traces: Sequence[RequestTrace], seconds: float) -> None:
         """One window."""
@@ -98,6 +99,12 @@ class Windows:
             ):
                 sample = f'polygraft_adapter_{name}{{tier="{tier}"}}'
                 into[tier] = into.get(tier, 0.0) + after[sample] - before[sample]
+
+    @property
+    def processor_ms(self) -> float:
+        """Processor time of an output token, in milliseconds."""
+        num_tokens = sum(len(trace.token_ids) for _, trace in self.traces)
+        return 1e3 * self.processor_seconds / num_tokens
 
     @property
     def throughput(self) -> float:
@@ -173,13 +180,20 @@ async def run_window(
     server: PolygraftServer, client: AsyncClient, workload: Workload, into: Windows | None
 ) -> None:
     """The requests of one window; not noted if it only warms up."""
-    before = server.metrics()
+    before, processor_before = server.metrics(), processor_seconds(server)
     start = time.perf_counter()
     traces = await run_closed_loop(stream_by(client), workload)
     seconds = time.perf_counter() - start
     if into is not None:
         into.add(workload, traces, seconds)
         into.add_loads(before, server.metrics())
+        into.processor_seconds += processor_seconds(server) - processor_before
+
+
+def processor_seconds(server: PolygraftServer) -> float:
+    """What the server's first process, which serves, has used so far."""
+    times = psutil.Process(server.process_ids()[0]).cpu_times()
+    return float(times.user + times.system)
 
 
 def resident_bytes(server: PolygraftServer) -> int:
@@ -242,6 +256,10 @@ def figures_of(preset: Preset, options: Options, measured: Measured) -> Figures:
             scaled.throughput / resident.throughput,
             at_least=0.8,
         ),
+    ]
+    figures += [
+        Figure(f"processor time of a token, {name}", windows.processor_ms, "ms")
+        for name, windows in ((RESIDENT, resident), (SCALED, scaled))
     ]
     for name, values in gaps.items():
         figures += [
