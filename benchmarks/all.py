@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/all.py --out record
 
 Writes what each measured as JSON, and `record.md` with the tables, the machine, the date and the
-versions. Some 25 minutes on two cores with the peers installed; nothing else should run meanwhile.
+versions. Some 30 minutes on two cores with the peers installed; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PROGRAMS = {  # program to how its result is read
     "serving.py": None,
     "latency.py": Figures,
     "fairness.py": Figures,
+    "scale.py": Figures,
     "prefix_cache.py": Figures,
     "profile_step.py": Grid,
 }

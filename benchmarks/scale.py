@@ -69,7 +69,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset("tiny", 30, 20, 4, 8, 4, 24, 1, (4, 16), 8, 2),
-    "issue": Preset("smollm2-135m", 10_000, 1000, 64, 256, 32, 192, 4),
+    "issue": Preset("smollm2-135m", 10_000, 1000, 64, 256, 32, 160, 3),
 }
 RESIDENT, SCALED = "all resident", "scaled"
 

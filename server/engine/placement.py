@@ -79,6 +79,14 @@ class Placement:
             count = min(count, sequence.num_indexed)
         self.blocks.free(sequence.drop_blocks(count))
 
+    def lacks_virtual(self, sequence: Sequence) -> bool:
+        """Whether blocks full of its virtual tokens could be shared, but are not there."""
+        count = sequence.num_virtual // sequence.block_size
+        if not count or not self._uses_cache(sequence):
+            return False
+        keys = sequence.keys.up_to(count * sequence.block_size, sequence.token_ids)
+        return len(self.blocks.lookup(keys[:count])) < count
+
     def _uses_cache(self, sequence: Sequence) -> bool:
         return self._prefix_cache and sequence.request.prefix_cache
 

@@ -10,7 +10,7 @@ most gives its blocks back and is computed again later (preemption by recompute)
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from polygraft.server.engine.priorities import ClassOrder
 from polygraft.server.engine.sequence import Sequence, SequenceState
 from polygraft.server.engine.step_plan import RunningAdapters, StepPlan
 from polygraft.server.engine.timers import Timers
+from polygraft.server.engine.virtual_writers import VirtualWriters
 from polygraft.server.engine.waiting_room import WaitingRoom
 
 _LOOK_AHEAD = 16  # accounts whose first is looked at when adapters have no room in the step
@@ -102,6 +103,7 @@ class Scheduler:
         self._classes = ClassOrder(float(limits.max_chunk))
         self._timers = Timers()
         self._ending: dict[str, Sequence] = {}
+        self._writers = VirtualWriters(self.placement, self.waiting)
         self._in_step = RunningAdapters(
             max_adapters=limits.max_step_adapters,
             max_columns=limits.max_step_columns,
@@ -175,6 +177,7 @@ class Scheduler:
         """A step computed a chunk of the sequence. `is_finite`: and logits, which were finite."""
         if is_finite:
             self.placement.index(sequence)
+            self._let_in(self._writers.take_waiting(sequence, has_ended=False))
         self.placement.drop_unread(sequence)
         new = sequence.num_output - sequence.num_charged_output
         sequence.num_charged_output = sequence.num_output
@@ -225,14 +228,18 @@ class Scheduler:
             self._ending[sequence.id] = sequence
 
     def _let_siblings_go(self, sequence: Sequence) -> None:
-        for sibling in self.waiting.take_for_sibling(sequence.id):
-            self._queue(sibling)
+        self._let_in(self.waiting.take_for_sibling(sequence.id))
+
+    def _let_in(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._queue(sequence)
 
     def _start(self, sequence: Sequence, now: float) -> None:
         self.waiting.remove(sequence)
         self.running[sequence.id] = sequence
         self.waiting.line_of(sequence).start(sequence)
         self._in_step.start(sequence)
+        self._writers.start(sequence)
         sequence.state = SequenceState.RUNNING
         sequence.passed_over_at = None
         if sequence.first_scheduled_at is None:
@@ -243,6 +250,7 @@ class Scheduler:
         del self.running[sequence.id]
         self.waiting.line_of(sequence).stop(sequence)
         self._in_step.stop(sequence)
+        self._let_in(self._writers.take_waiting(sequence, has_ended=True))
 
     def _preempt(self, sequence: Sequence, step: StepPlan) -> None:
         step.drop(sequence)
@@ -301,6 +309,8 @@ class Scheduler:
         if not sequence.holds_adapters and not self._adapters.is_ready(*sequence.digests):
             self.waiting.remove(sequence)
             self._queue(sequence)  # apart from the line, until they are back
+            return True
+        if self._writers.make_wait(sequence):
             return True
         if not self._find_room(sequence, step):
             return False
