@@ -18,7 +18,7 @@ BENCH_ARGS ?= --preset quick
 BENCH_OUT ?= runs/benchmarks
 SERVE_ARGS ?=
 
-.PHONY: help setup demo test test-interpreter test-triton check fmt protos serve bench bench-all clean
+.PHONY: help setup demo test test-interpreter test-triton check check-kernels fmt protos serve bench bench-all clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ setup: $(DEV_STAMP) ## make .venv with every pinned dependency, for development
 demo: $(BASE_STAMP) ## serve, train two adapters, swap them under load, show what happened
 	@$(BIN)/polygraft demo
 
-test: check test-interpreter ## everything CI runs: check, then the tests
+test: check check-kernels test-interpreter ## everything CI runs: check, then the tests
 	@scripts/fetch-promtool
 	@$(BIN)/pytest --durations=15 $(PYTEST_ARGS)
 
@@ -42,9 +42,13 @@ test: check test-interpreter ## everything CI runs: check, then the tests
 test-interpreter: $(DEV_STAMP) ## the Triton kernels against float64, in Triton's interpreter (no GPU)
 	@TRITON_INTERPRET=1 $(BIN)/pytest -q --durations=3 tests/kernels/interpreted
 
+check-kernels: $(DEV_STAMP) ## compile every shipped Triton kernel for sm_80, sm_90 and gfx942, and read the code
+	@$(BIN)/python -m polygraft.kernels.fused.compile_check >/dev/null
+
 TRITON ?= 3.9.0
 test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept beside .venv
 	@[ -d .venv/triton-$(TRITON) ] || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$(TRITON) triton==$(TRITON)
+	@PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.fused.compile_check
 	@PYTHONPATH=.venv/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
 
 check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos

@@ -13,7 +13,8 @@ from typing import Literal
 Target = Literal["sm_80", "sm_90", "gfx942"]
 
 LARGEST_BUCKET = 8192
-_SPLITS = (4, 2)
+_SPLITS = (2, 4)
+_WIDEST_SPLIT = 128  # Why: wider tiles have no registers left for the sum of the parts
 _PROGRAMS_WANTED = 128  # Why: about one per multiprocessor of the chips in the table
 
 
@@ -75,11 +76,13 @@ def _bucket_rows(rows: int) -> int:
 
 # By target: (largest bucket, tiles). A bucket takes the first line that it does not exceed.
 _TABLES: dict[Target, tuple[tuple[int, TileConfig], ...]] = {
+    # Why 64 columns for few rows: transposed, they are the 64 of the asynchronous instruction; with
+    # 16 its products were serialized. Columns that no adapter has are not read.
     "sm_90": (
-        (16, TileConfig(16, 64, 128, swap=True, num_stages=4)),
-        (32, TileConfig(32, 64, 128, swap=True, num_stages=3)),
+        (16, TileConfig(16, 64, 64, block_c=64, swap=True, num_stages=5)),
+        (32, TileConfig(32, 64, 64, block_c=64, swap=True, num_stages=5)),
         (64, TileConfig(64, 64, 128, swap=True, num_stages=3)),
-        (256, TileConfig(128, 128, 64, num_warps=8, num_stages=4)),
+        (512, TileConfig(128, 128, 64, num_warps=8, num_stages=4)),
         (LARGEST_BUCKET, TileConfig(128, 256, 64, num_warps=8, num_stages=3)),
     ),
     "sm_80": (
@@ -98,7 +101,7 @@ _TABLES: dict[Target, tuple[tuple[int, TileConfig], ...]] = {
 
 _GRADIENT_TILES: dict[Target, TileConfig] = {
     "sm_90": TileConfig(128, 128, 64, num_warps=8, num_stages=3),
-    "sm_80": TileConfig(128, 64, 64, num_warps=8, num_stages=3),
+    "sm_80": TileConfig(128, 64, 32, num_warps=8, num_stages=3),
     "gfx942": TileConfig(128, 64, 64, num_warps=8, num_stages=2),
 }
 
@@ -106,19 +109,26 @@ _GRADIENT_TILES: dict[Target, TileConfig] = {
 def choice(bucket: Bucket, target: Target) -> TileConfig:
     """The tiles of a bucket. The sum is cut where that needs no remainder, and split among programs
     where the tiles alone are fewer than the chip has multiprocessors."""
-    if bucket.is_gradient:
-        config = _GRADIENT_TILES[target]
-    else:
-        config = next(config for rows, config in _TABLES[target] if bucket.rows <= rows)
+    config = _table_entry(bucket, target)
     config = replace(config, block_k=_largest_divisor(config.block_k, bucket.inputs))
-    if len(bucket.inputs) > 1:
+    if bucket.is_gradient or config.block_n > _WIDEST_SPLIT:
         return config
     (inputs,) = bucket.inputs
     tiles = config.num_tiles(bucket.rows, bucket.outputs)
-    for split in reversed(_SPLITS):
+    for split in _SPLITS:
         if tiles * config.split_k < _PROGRAMS_WANTED and inputs % (split * config.block_k) == 0:
             config = replace(config, split_k=split)
     return config
+
+
+def _table_entry(bucket: Bucket, target: Target) -> TileConfig:
+    if bucket.is_gradient:
+        return _GRADIENT_TILES[target]
+    entries = [entry for rows, entry in _TABLES[target] if bucket.rows <= rows]
+    wide = entries[0].block_n > _WIDEST_SPLIT
+    if wide and entries[0].num_tiles(bucket.rows, bucket.outputs) < _PROGRAMS_WANTED:
+        return _TABLES[target][-2][1]  # tiles that leave registers for a split sum
+    return entries[0]
 
 
 def _largest_divisor(block: int, widths: tuple[int, ...]) -> int:
