@@ -192,9 +192,15 @@ def _wanted_shape(
             assert settings.token_indices is not None
             return (len(settings.token_indices), table.width)
         case Role.EMBEDDING_A:
-            return (tensor.entry.shape[0], table.num_rows)
+            return (_rank(tensor, 0), table.num_rows)
         case Role.EMBEDDING_B:
-            return (table.width, tensor.entry.shape[-1])
+            return (table.width, _rank(tensor, 1))
+
+
+def _rank(tensor: LocatedTensor, dimension: int) -> int:
+    """Of one half of a pair, as its own shape has it; any number where that has no such place."""
+    shape = tensor.entry.shape
+    return shape[dimension] if len(shape) == 2 else 1
 
 
 def _check_complete(

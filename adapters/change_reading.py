@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from polygraft.adapters.base_changes import Changes, TableChange
-from polygraft.adapters.change_checks import LocatedTensor, Role, by_role, incompatible
+from polygraft.adapters.change_checks import (
+    LocatedTensor,
+    Role,
+    by_role,
+    incompatible,
+    invalid,
+)
 from polygraft.adapters.config import LoraSettings, Problems
 from polygraft.adapters.geometry import BaseGeometry, hash_table
 from polygraft.adapters.low_rank import LoraModule
@@ -41,10 +47,17 @@ def read_changes(
     weights are compared and dropped; one that differs is added to `problems`."""
     for module, entry in by_role(located, Role.COPY).items():
         problems.extend(_check_copy(module, read(entry), geometry))
-    offsets = {
-        module: read(entry).float() * loras[module].scaling
-        for module, entry in by_role(located, Role.LORA_BIAS).items()
-    }
+    offsets = {}
+    for module, entry in by_role(located, Role.LORA_BIAS).items():
+        offsets[module] = read(entry).float() * loras[module].scaling
+        if not bool(torch.isfinite(offsets[module]).all()):
+            problems.append(
+                invalid(
+                    "overflows when it is multiplied by the scale of its layer.",
+                    item=entry.name,
+                    hint="The training diverged; use an earlier checkpoint.",
+                )
+            )
     biases = {
         module: read(entry)
         for role in (Role.BASE_BIAS, Role.BIAS)

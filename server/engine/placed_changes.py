@@ -39,6 +39,8 @@ def place_changes(
         gains[name] = _gain(name, magnitude, sites[index].row_norms(z, modules[name]))
         module = modules[name]
         scaled = (module.lora_b.float() * gains[name][:, None]).to(module.lora_b.dtype)
+        if not bool(torch.isfinite(scaled).all()):  # it would reach rows of others in the pool
+            raise _not_finite(name, "the update overflows when it is multiplied by DoRA's gain.")
         modules[name] = replace(module, lora_b=scaled)
     by_site = {place_of[name][0] for name in (*gains, *changes.offsets, *changes.biases)}
     affine = {
@@ -73,10 +75,9 @@ def _gain(name: str, magnitude: Tensor, norms: Tensor) -> Tensor:
     """g = m / ||W + s B A|| by rows (arXiv 2402.09353, section 4.3, where it is constant)."""
     gain = magnitude.float() / norms
     if not bool(torch.isfinite(gain).all()):
-        raise AdapterInvalid(
-            "a row of the base's weight plus its update is zero, so DoRA cannot divide by its "
-            "norm.",
-            item=name,
-            hint="Retrain without DoRA.",
-        )
+        raise _not_finite(name, "a row of the base plus its update is zero, which has no DoRA.")
     return gain
+
+
+def _not_finite(name: str, message: str) -> AdapterInvalid:
+    return AdapterInvalid(message, item=name, hint="Retrain without DoRA.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,3 +177,95 @@ def test_a_base_without_a_head_has_none(geometry: BaseGeometry, tmp_path: Path) 
     other = replace(geometry, head=TableShape())
     with pytest.raises(AdapterInvalid, match="a full weight"):
         read(saved("head", tmp_path), other)
+
+
+ROLES = (
+    "lora_magnitude_vector",
+    "lora_B.bias",
+    "base_layer.weight",
+    "base_layer.bias",
+    "token_adapter.trainable_tokens_delta",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_A.weight",
+    "weight",
+    "bias",
+)
+MODULES = (
+    "model.embed_tokens",
+    "lm_head",
+    "model.norm",
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.0.self_attn.q_norm",
+    "model.layers.9.mlp",
+    "",
+)
+SETTINGS: tuple[tuple[str, object], ...] = (
+    ("use_dora", True),
+    ("use_dora", None),
+    ("lora_bias", True),
+    ("bias", "all"),
+    ("bias", "lora_only"),
+    ("trainable_token_indices", [1, 2]),
+    ("trainable_token_indices", {"lm_head": [1]}),
+    ("trainable_token_indices", {"embed_tokens": [2**62]}),
+    ("modules_to_save", ["lm_head", "norm"]),
+    ("modules_to_save", ["embed_tokens"]),
+    ("modules_to_save", ["q_proj"]),
+    ("r", 3),
+)
+
+
+def mutated(tensors: dict[str, Tensor], config: dict[str, Any], rng: random.Random) -> None:
+    """One thing wrong, or several."""
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice(sorted(tensors))
+        tensor = tensors[name]
+        match rng.randrange(6):
+            case 0:
+                del tensors[name]
+            case 1:
+                made = f"base_model.model.{rng.choice(MODULES)}.{rng.choice(ROLES)}"
+                tensors[made] = tensor.clone()
+            case 2:
+                flat = tensor.flatten()
+                tensors[name] = rng.choice((flat, flat[0], tensor[None], flat[:1])).clone()
+            case 3:
+                both = torch.cat([tensor.flatten(), tensor.flatten()])
+                tensors[name] = (tensor.T if tensor.ndim == 2 else both).contiguous()
+            case 4:
+                tensor.view(-1)[-1] = rng.choice((float("inf"), 1e38, 0.0))
+            case 5:
+                key, value = rng.choice(SETTINGS)
+                config[key] = value
+        if not tensors:
+            tensors[name] = tensor
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("feature", CONFIGS)
+def test_mutations_are_refused_by_name_or_consumed_in_full(
+    feature: str, seed: int, geometry: BaseGeometry, tmp_path: Path
+) -> None:
+    """Never another exception, never a tensor that is left out."""
+    directory = saved(feature, tmp_path)
+    original = load_file(directory / WEIGHTS_FILE)
+    written = json.loads((directory / CONFIG_FILE).read_text())
+    rng = random.Random(f"{feature} {seed}")
+    refused = taken = 0
+    for _ in range(60):
+        tensors = {name: tensor.clone() for name, tensor in original.items()}
+        config = dict(written)
+        mutated(tensors, config, rng)
+        save_file(tensors, directory / WEIGHTS_FILE)
+        (directory / CONFIG_FILE).write_text(json.dumps(config))
+        try:
+            weights = read(directory, geometry)
+        except (AdapterInvalid, AdapterIncompatible) as error:
+            refused += bool(error.item) or "problems." in str(error)
+        else:
+            taken += 1
+            assert weights.tensor_count == len(tensors)
+            assert all(bool(tensor.isfinite().all()) for tensor in weights.changes.tensors())
+    assert refused + taken == 60
+    assert refused > 30

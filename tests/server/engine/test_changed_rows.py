@@ -18,6 +18,7 @@ from engine_support.peft_adapters import generate_composed
 from tolerances import LOGITS_FP32, relative_error
 from torch import Tensor
 
+from polygraft.adapters.errors import AdapterInvalid
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.weights import AdapterWeights, read_adapter
@@ -207,3 +208,21 @@ def test_what_can_never_find_room_is_said(saved: Saved) -> None:
     assert "modules_to_save" in why
     assert "264 rows" in why
     assert "virtual_token_rows (200)" in why
+
+
+def test_a_gain_that_would_poison_the_pool_is_refused(saved: Saved) -> None:
+    """Rank rows of one adapter share tiles with others: 0 * Inf is NaN."""
+    engine = Harness(saved.base).engine
+    directory = saved.adapters["dora everywhere"]
+    weights = read_adapter(directory, engine.geometry, AdapterLimits(), dtype=torch.float32)
+    name, magnitude = next(iter(weights.changes.magnitudes.items()))
+    magnitude.fill_(3e38)
+    weights.modules[name].lora_a.mul_(1e-4)
+    weights.modules[name].lora_b.mul_(1e4)
+    assert engine.bank.reserve("poison", weights)
+    with pytest.raises(AdapterInvalid, match="DoRA") as caught:
+        engine.bank.copy("poison", weights)
+    assert caught.value.item == name
+    assert all(bool(pool.bt.isfinite().all()) for pool in engine.bank.pools)
+    engine.bank.free("poison")
+    engine.bank.check_integrity()
