@@ -15,6 +15,8 @@ from polygraft.adapters.errors import AdapterIncompatible
 from polygraft.adapters.files import hash_file
 from polygraft.adapters.geometry import BaseGeometry
 from polygraft.adapters.limits import AdapterLimits
+from polygraft.adapters.manifest import Manifest
+from polygraft.adapters.self_test import Proof
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader, check_header
 from polygraft.adapters.validation import check_files, validate_files
 from polygraft.adapters.weights import AdapterWeights, read_declarations
@@ -36,6 +38,10 @@ class Inspected:
     base: str | None
     is_verified: bool  # the manifest declares this very base
     warnings: tuple[str, ...]
+    checks: tuple[str, ...] = ()  # what was measured when it was run, where it was
+
+
+Prove = Callable[[Manifest, Mapping[str, Path]], Proof]
 
 
 def inspect_for_base(
@@ -44,12 +50,15 @@ def inspect_for_base(
     limits: AdapterLimits,
     *,
     fits: Callable[[AdapterWeights], str | None],
+    prove: Prove,
     require_verified: bool = False,
     allow_no_effect: bool = False,
 ) -> Inspected:
-    """All that a server with this base would check before it runs them. `fits` is the device's.
+    """All that a server with this base would check. `fits` is the device's; `prove` runs files
+    that passed everything else.
 
-    Raises InvalidRequest, AdapterInvalid, AdapterUnsupported or AdapterIncompatible.
+    Raises InvalidRequest, AdapterInvalid, AdapterUnsupported or AdapterIncompatible, and what
+    `prove` raises.
     """
     header = _declare(files, require_verified, allow_no_effect)
     check_header(header, limits)
@@ -61,6 +70,7 @@ def inspect_for_base(
             reason="NO_ADAPTER_ROWS",
             hint="Retrain with a lower rank, or start the server with a larger pool.",
         )
+    proof = prove(validated.manifest, validated.files)
     return Inspected(
         kind=weights.kind,
         max_rank=weights.max_rank,
@@ -71,7 +81,8 @@ def inspect_for_base(
         num_bytes=_num_bytes(header),
         base=geometry.name,
         is_verified=validated.manifest.base.declared,
-        warnings=validated.warnings,
+        warnings=(*validated.warnings, *proof.warnings),
+        checks=tuple(map(str, proof.checks)),
     )
 
 

@@ -34,8 +34,9 @@ def test_a_good_adapter_is_described(base: Path, tmp_path: Path) -> None:
     directory = write_adapter(tmp_path / "adapter", tensors=fitting())
     result = check(directory, "--model", str(base))
     assert result.exit_code == 0, result.output
-    for fact in ("lora", "2 at most", "q_proj", "UNVERIFIED"):
+    for fact in ("lora", "2 at most", "q_proj", "UNVERIFIED", "error of the update of"):
         assert fact in result.stdout
+    assert "UNPROVEN" in result.stderr  # it was run, but brings no probes
     shown = check(directory, "--model", str(base), "--json")
     found = json.loads(shown.stdout)
     assert (found["accepted"], found["max_rank"], found["num_tensors"]) == (True, 2, 2)

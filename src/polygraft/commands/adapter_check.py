@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,9 +41,10 @@ def check(
 ) -> None:
     """Say what a server would say to an adapter, without a server.
 
-    With --model the base is loaded and everything is checked that an upload checks; without it,
-    all that needs no base. Limits are those of POLYGRAFT_* variables and --config. Ends with 0 if
-    it would be taken; each problem is one line.
+    With --model the base is loaded, everything is checked that an upload checks, and the adapter is
+    run as an upload is before it is published. Without it, all is checked that needs no base.
+    Limits are those of POLYGRAFT_* variables and --config. Ends with 0 if it would be taken; each
+    problem is one line.
     """
     if not source.is_dir():
         raise CommandFailed(f"{source} is not a directory.", ExitCode.USAGE)
@@ -80,25 +82,23 @@ def _inspect(
         return inspect_alone(files, limits, require_verified=require_verified)
     import transformers
 
-    from polygraft.server.engine.engine import Engine
+    from polygraft.server.trial_run import trial_engine
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     typer.echo(f"loading {settings.model} ...", err=True)
-    # The checks run no request: little cache, and no compiler is needed.
-    small: dict[str, Any] = {
-        "kv_bytes": min(settings.engine.kv_bytes, 64 << 20),
-        "native_kernels": False,
-        "weight_format": "packed",
-    }
-    engine = Engine.load(settings.model, settings.engine.model_copy(update=small))
-    return inspect_for_base(
-        files,
-        engine.geometry,
-        limits,
-        fits=engine.bank.fits,
-        require_verified=require_verified,
-        allow_no_effect=allow_no_effect,
-    )
+    # One adapter is tried, on a few short prompts.
+    little = {"kv_bytes": min(settings.engine.kv_bytes, 64 << 20)}
+    small = settings.model_copy(update={"engine": settings.engine.model_copy(update=little)})
+    with trial_engine(small) as (engine, self_test):
+        return inspect_for_base(
+            files,
+            engine.geometry,
+            limits,
+            fits=engine.bank.fits,
+            prove=partial(self_test.prove, "checked", allow_no_effect=allow_no_effect),
+            require_verified=require_verified,
+            allow_no_effect=allow_no_effect,
+        )
 
 
 def _print_inspected(found: Inspected, as_json: bool) -> None:
@@ -115,6 +115,8 @@ def _print_inspected(found: Inspected, as_json: bool) -> None:
     for name, value in _rows(found):
         table.add_row(name, value)
     Console(highlight=False).print(table)
+    for line in found.checks:
+        typer.echo(line)
     for warning in found.warnings:
         typer.secho(f"note: {warning}", fg="yellow", err=True)
     if found.base is None:
