@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from polygraft.adapters.alias_records import (
@@ -38,6 +39,7 @@ class AliasBook:
         self._on_move = on_move
         self._lock = threading.Lock()
         self._history: dict[tuple[str, str], list[AliasRecord]] = {}
+        self._aliases_of: defaultdict[str, set[str]] = defaultdict(set)
         self._listed: dict[str, int] = {}  # hash of the keys that a log had when it was read
 
     def load(self, moved: Iterable[str] | None = None) -> None:
@@ -65,7 +67,8 @@ class AliasBook:
     def of(self, name: str) -> list[AliasRecord]:
         """The aliases of one adapter, sorted."""
         with self._lock:
-            latest = [moves[-1] for (owner, _), moves in self._history.items() if owner == name]
+            histories = [self._history[name, alias] for alias in self._aliases_of.get(name, ())]
+            latest = [moves[-1] for moves in histories if moves]
         return sorted((r for r in latest if not r.is_removed), key=lambda r: r.alias)
 
     def history(self, name: str, alias: str) -> list[AliasRecord]:
@@ -123,6 +126,7 @@ class AliasBook:
         record = decode_move(name, alias, generation, entry)
         with self._lock:
             self._history.setdefault((name, alias), []).append(record)
+            self._aliases_of[name].add(alias)
         self._on_move(record)
         return record
 
@@ -144,6 +148,7 @@ class AliasBook:
         with self._lock:
             known = self._history.get((name, alias))
             self._history[name, alias] = history
+            self._aliases_of[name].add(alias)
         last = known[-1].generation if known else 0
         for record in history:
             if record.generation > last:
