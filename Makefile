@@ -67,7 +67,7 @@ serve: $(BASE_STAMP) ## serve the bundled base on 127.0.0.1:50051 (SERVE_ARGS="-
 bench: $(DEV_STAMP) ## measure serving against PEFT (BENCH_ARGS="--preset full --json out.jsonl")
 	@$(BIN)/python benchmarks/serving.py $(BENCH_ARGS)
 
-bench-all: $(DEV_STAMP) ## every benchmark of the record: 25 minutes, and nothing else should run (BENCH_OUT=DIR)
+bench-all: $(DEV_STAMP) ## every benchmark of the record: 30 minutes, and nothing else should run (BENCH_OUT=DIR)
 	@$(BIN)/python benchmarks/all.py --out $(BENCH_OUT)
 
 clean: ## remove .venv and everything generated
