@@ -25,6 +25,8 @@ def find_content(
         versions = registry.versions(header.name)
     except AdapterNotFound:
         return None
+    if registry.live(header.name) is None:
+        return None  # its publish was cut off; publishing again completes it
     for record in versions:
         if not _is_declared(record.manifest, record.digest, header):
             continue

@@ -277,9 +277,9 @@ class Uploads:
         """The alias that the header asks for; it is not moved again to where it points."""
         if header.alias is None:
             return None
-        for alias in self._registry.aliases(header.name):
-            if alias.alias == header.alias and alias.number == record.number:
-                return alias
+        alias = self._registry.alias(header.name, header.alias)
+        if alias is not None and [t.number for t in alias.targets] == [record.number]:
+            return alias
         return self._registry.move_alias(header.name, header.alias, record.number, reason="upload")
 
 

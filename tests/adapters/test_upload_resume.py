@@ -20,6 +20,7 @@ from adapter_support.directories import (
     write_adapter,
 )
 
+from polygraft.adapters.alias_records import AliasMove, Target
 from polygraft.adapters.errors import (
     InvalidRequest,
     PolygraftError,
@@ -28,6 +29,7 @@ from polygraft.adapters.errors import (
     UploadNotFound,
     UploadOutOfRange,
 )
+from polygraft.adapters.failpoints import activate
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.registry import Registry
@@ -284,6 +286,32 @@ def test_content_that_the_name_has_needs_no_bytes(node: Node, folder: Path) -> N
     assert node.uploads.published(dataclasses.replace(header, name="other")) is None
     other = write_adapter(folder.parent / "b", lora_config(lora_alpha=9), lora_tensors())
     assert node.uploads.published(header_for(other)) is None
+
+
+def test_a_publish_that_was_cut_off_before_its_alias_is_completed(node: Node, folder: Path) -> None:
+    activate("alias.record=error@1")
+    with pytest.raises(OSError, match=r"alias\.record"):
+        push(node.uploads, folder, "sum")
+    activate(None)
+    assert node.registry.live("sum") is None
+    assert [record.number for record in node.registry.versions("sum")] == [1]
+    assert node.uploads.published(header_for(folder)) is None
+    assert send_rest(node.uploads, folder) == 0  # the bytes were kept
+    live = node.registry.live("sum")
+    assert live is not None
+    assert live.number == 1
+
+
+def test_an_alias_that_is_split_is_made_whole(node: Node, folder: Path) -> None:
+    other = write_adapter(folder.parent / "b", lora_config(lora_alpha=9), lora_tensors())
+    one, two = (push(node.uploads, content, "sum").record for content in (folder, other))
+    targets = (Target(one.digest, 1, 9000), Target(two.digest, 2, 1000))
+    node.registry.write_alias("sum", "canary", AliasMove(targets))
+    header = dataclasses.replace(header_for(folder), alias="canary")
+    known = node.uploads.published(header)
+    assert known is not None
+    assert known.alias is not None
+    assert [target.number for target in known.alias.targets] == [1]
 
 
 def test_content_that_has_rotted_is_asked_for_again(node: Node, folder: Path) -> None:

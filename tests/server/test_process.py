@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -9,10 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from adapter_support.directories import peft_warnings_ignored
+from peft import LoraConfig, get_peft_model
 from tiny_models import byte_tokenizer, save_base, tiny_llama
 
 from polygraft.client import Client, Unavailable
@@ -38,12 +43,24 @@ class Process:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
-    base = save_base(tmp_path / "base", tiny_llama(), byte_tokenizer())
-    command = [str(PROGRAM), "serve", "--model", str(base), "--store", str(tmp_path / "store")]
-    command += ["--port", "0", "--metrics-port", "0", "--dtype", "float32"]
+    save_base(tmp_path / "base", tiny_llama(), byte_tokenizer())
+    with running(tmp_path) as started:
+        yield started
+
+
+@contextmanager
+def running(root: Path, *, port: str = "0", **environment: str) -> Iterator[Process]:
+    """A server for the base and the store in `root`, killed at the end."""
+    command = [str(PROGRAM), "serve", "--model", str(root / "base"), "--store", str(root / "store")]
+    command += ["--port", port, "--metrics-port", "0", "--dtype", "float32"]
     command += ["--set", "engine.threads=1"]
     popen = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **environment},
     )
     assert popen.stdout is not None
     lines: list[str] = []
@@ -77,3 +94,28 @@ def test_it_tells_where_it_is_and_finishes_what_runs_when_told_to_stop(process: 
         assert ended[0][0] == 0
         with pytest.raises(Unavailable):
             client.model()
+
+
+def test_a_push_outlives_a_server_that_is_killed_in_the_middle_of_it(tmp_path: Path) -> None:
+    base = tiny_llama()
+    save_base(tmp_path / "base", base, byte_tokenizer())
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    with peft_warnings_ignored():
+        get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_bytes(bytes(range(256)) * 4000)
+    files = {path.name: path for path in (tmp_path / "adapter").iterdir()}
+    with running(tmp_path, POLYGRAFT_FAILPOINTS="upload.chunk=kill@3") as killed:
+        port = killed.address.rpartition(":")[2]
+        with ThreadPoolExecutor(1) as pool, Client(killed.address) as client:
+            pushed = pool.submit(client.upload_adapter, files, "dsum", allow_unverified_base=True)
+            assert killed.popen.wait(60) == -signal.SIGKILL
+            with running(tmp_path, port=port) as restarted:
+                assert restarted.address == killed.address
+                version = pushed.result(60).version
+                assert (version.adapter_name, version.number) == ("dsum", 1)
+                client.download_adapter("dsum", tmp_path / "back")
+                answer = client.generate("Hi", adapter="dsum", max_output_tokens=2)
+                assert answer.version is not None
+                assert answer.version.digest == version.digest
+    for name, path in files.items():
+        assert (tmp_path / "back" / name).read_bytes() == path.read_bytes()
