@@ -72,8 +72,3 @@ class Changes:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors())
-
-    @property
-    def numel(self) -> int:
-        """Numbers in all tensors."""
-        return sum(tensor.numel() for tensor in self.tensors())

@@ -22,7 +22,7 @@ from polygraft.kernels.grouped import Part, RankStack
 from polygraft.kernels.rank_pool import SitePool
 from polygraft.server.engine.changed_rows import PlacedChanges
 from polygraft.server.engine.messages import AdapterShare
-from polygraft.server.engine.placed_changes import place_changes
+from polygraft.server.engine.placed_changes import place_changes, placed_bytes
 from polygraft.server.engine.sites import Site
 
 ROW_UNIT = 16  # rank rows are allocated in units of this many
@@ -128,7 +128,8 @@ class AdapterBank:
     def _virtual_rows(self, weights: AdapterWeights) -> int:
         """Rows of the hidden size that its virtual tokens take: one each, more with keys and
         values for all layers; and what it changes besides low-rank updates."""
-        changed = -(-weights.changes.numel // self._hidden_size)
+        row_bytes = self._hidden_size * self._dtype.itemsize
+        changed = -(-placed_bytes(weights, self._sites, self._place_of) // row_bytes)
         if weights.prefix is None:
             return weights.num_virtual_tokens + changed
         return -(-weights.prefix.numel() // self._hidden_size) + changed

@@ -19,6 +19,8 @@ from polygraft.adapters.weights import AdapterWeights
 from polygraft.server.engine.changed_rows import Affine, PlacedChanges
 from polygraft.server.engine.sites import Site
 
+_FLOAT32 = 4  # bytes; gains and offsets
+
 
 def place_changes(
     weights: AdapterWeights, sites: Sequence[Site], place_of: Mapping[str, tuple[int, int]]
@@ -47,6 +49,21 @@ def place_changes(
         index: _affine(sites[index], gains, changes.offsets, changes.biases) for index in by_site
     }
     return PlacedChanges(affine, changes.norms, changes.embedding, changes.head), modules
+
+
+def placed_bytes(
+    weights: AdapterWeights, sites: Sequence[Site], place_of: Mapping[str, tuple[int, int]]
+) -> int:
+    """What `place_changes` takes on the device besides rank rows; asked before there is room."""
+    changes = weights.changes
+    by_site = {
+        place_of[name][0] for name in (*changes.magnitudes, *changes.offsets, *changes.biases)
+    }
+    affine = sum(sites[index].shape.out_features for index in by_site) * 2 * _FLOAT32
+    tables = [table for table in (changes.embedding, changes.head) if table is not None]
+    tensors = [tensor for table in tables for tensor in table.tensors()]
+    tensors += [tensor for norm in changes.norms.values() for tensor in norm.values()]
+    return affine + sum(tensor.nbytes for tensor in tensors)
 
 
 def _affine(

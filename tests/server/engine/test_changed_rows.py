@@ -34,7 +34,6 @@ from polygraft.server.engine.messages import (
 NUM_TOKENS = 6
 CHANGES = (
     "lora_bias",
-    "bias lora_only",
     "trainable tokens",
     "dora everywhere",
     "head trained in full",
@@ -226,3 +225,21 @@ def test_a_gain_that_would_poison_the_pool_is_refused(saved: Saved) -> None:
     assert all(bool(pool.bt.isfinite().all()) for pool in engine.bank.pools)
     engine.bank.free("poison")
     engine.bank.check_integrity()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_room_they_take_is_what_they_are_counted(name: str, dtype: str, saved: Saved) -> None:
+    harness = Harness(saved.base, dtype=dtype)
+    harness.adapters.load(name, saved.adapters[name])
+    bank = harness.engine.bank
+    placed = bank.changes(name)
+    assert placed is not None
+    affine = [(each.gain, each.offset) for each in placed.affine.values()]
+    tensors = [tensor for pair in affine for tensor in pair if tensor is not None]
+    tensors += [tensor for norm in placed.norms.values() for tensor in norm.values()]
+    for table in (placed.embedding, placed.head):
+        tensors += table.tensors() if table is not None else ()
+    row_bytes = 64 * harness.engine.base.dtype.itemsize
+    held = sum(tensor.nbytes for tensor in tensors)
+    assert held <= bank._virtual[name] * row_bytes <= 2 * held + row_bytes
