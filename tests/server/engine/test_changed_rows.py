@@ -140,8 +140,10 @@ def test_nothing_of_them_stays_on_the_model(saved: Saved) -> None:
     assert torch.equal(torch.stack(before[-NUM_TOKENS:]), torch.stack(after[-NUM_TOKENS:]))
 
 
-def test_rounding_costs_what_it_costs_a_plain_lora(saved: Saved) -> None:
-    exact, rounded = saved.harness(), saved.harness(dtype="bfloat16")
+@pytest.mark.parametrize("setting", [("dtype", "bfloat16"), ("weight_format", "int8")])
+def test_rounding_costs_what_it_costs_a_plain_lora(setting: tuple[str, str], saved: Saved) -> None:
+    """Gains of DoRA are made with products of the rounded base."""
+    exact, rounded = saved.harness(), saved.harness(**dict([setting]))
     errors = {}
     for name in saved.adapters:
         for harness in (exact, rounded):
