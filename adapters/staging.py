@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from polygraft.adapters.errors import InvalidRequest, Overloaded
+from polygraft.adapters.errors import InvalidRequest, Overloaded, Unavailable
 from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.staged_file import StagedFile
 from polygraft.adapters.upload_header import FileDeclaration, UploadHeader, check_upload_id
@@ -151,12 +151,16 @@ class StagedUpload:
 
 @contextmanager
 def storage_full_told(size: int) -> Iterator[None]:
-    """A full disk becomes Overloaded (STORAGE_FULL)."""
+    """A full disk becomes Overloaded (STORAGE_FULL), one that fails Unavailable."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise Unavailable(
+                f"the disk for uploads failed: {error.strerror or error}.",
+                reason="STORE_UNAVAILABLE",
+                hint="Look into the server's log, then upload again.",
+            ) from error
         raise Overloaded(
             "the disk of the server has no room for the upload.",
             reason="STORAGE_FULL",

@@ -18,7 +18,6 @@ import transformers
 
 from polygraft.adapters.errors import Unavailable
 from polygraft.adapters.events import EventFeed
-from polygraft.adapters.garbage import GarbageCollector
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import check_base
 from polygraft.adapters.pins import Pins
@@ -44,9 +43,7 @@ from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
 from polygraft.server.ports import take_port
 from polygraft.server.self_test import SelfTest
-from polygraft.server.store_collector import StoreCollector
-from polygraft.server.store_follower import StoreFollower
-from polygraft.server.stores import OpenedStore, open_store
+from polygraft.server.stores import OpenedStore, keep_up, open_store
 from polygraft.server.text import longest_token_bytes
 from polygraft.server.validation import RequestLimits, RequestValidator
 
@@ -198,17 +195,8 @@ def _build(
 ) -> RunningServer:
     limits = config.adapters.limits()
     registry = Registry(opened.store, in_use=lambda digest: residency.is_wanted(digest))
-    follower = StoreFollower(
-        registry,
-        poll_seconds=config.storage.poll_seconds,
-        refresh_seconds=config.storage.refresh_seconds,
-        on_reach=metrics.store_reached,
-    )
-    stack.callback(follower.close)
-    if config.storage.collect_hours:
-        collector = GarbageCollector(opened.store)
-        stack.callback(StoreCollector(collector, config.storage.collect_hours * 3600).close)
     feed = EventFeed()
+    keep_up(registry, opened, config.storage, metrics.store_reached, stack)
     residency = Residency(
         _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,

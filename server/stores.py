@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from polygraft.adapters.errors import PolygraftError
+from polygraft.adapters.garbage import GarbageCollector
+from polygraft.adapters.registry import Registry
 from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.stores.object import BucketStore
 from polygraft.adapters.stores.protocol import Store, is_url
 from polygraft.adapters.stores.self_test import check_create_once
-from polygraft.server.config import ConfigError, ServerConfig
+from polygraft.server.config import ConfigError, ServerConfig, StorageConfig
+from polygraft.server.store_collector import StoreCollector
+from polygraft.server.store_follower import StoreFollower
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,26 @@ def open_store(config: ServerConfig, stack: AsyncExitStack) -> OpenedStore:
             hint=error.hint,
         ) from error
     return OpenedStore(store, directory)
+
+
+def keep_up(
+    registry: Registry,
+    opened: OpenedStore,
+    settings: StorageConfig,
+    on_reach: Callable[[bool], None],
+    stack: AsyncExitStack,
+) -> None:
+    """Starts the threads that follow other servers and, where asked for, collect garbage."""
+    follower = StoreFollower(
+        registry,
+        poll_seconds=settings.poll_seconds,
+        refresh_seconds=settings.refresh_seconds,
+        on_reach=on_reach,
+    )
+    stack.callback(follower.close)
+    if settings.collect_hours:
+        collector = StoreCollector(GarbageCollector(opened.store), settings.collect_hours * 3600)
+        stack.callback(collector.close)
 
 
 @contextmanager
