@@ -88,7 +88,7 @@ class AliasBook:
             generation = current.generation if current else 0
             expected = move.expected_generation
             if expected is not None and expected != generation:
-                raise _conflict(name, alias, expected, generation)
+                raise conflict(name, alias, expected, generation)
             if current and current.targets == move.targets and not move.policy:
                 return current
             _check_cleared(current, move)
@@ -108,7 +108,7 @@ class AliasBook:
         move = AliasMove((), reason=reason, by=by)
         while current := self.current(name, alias):
             if expected_generation not in (None, current.generation):
-                raise _conflict(name, alias, expected_generation, current.generation)
+                raise conflict(name, alias, expected_generation, current.generation)
             if self._append(name, alias, move, current):
                 return
             self._reload(name, alias)
@@ -160,9 +160,13 @@ class AliasBook:
 
 def _check_cleared(current: AliasRecord | None, move: AliasMove) -> None:
     """Why here: whatever moves an alias comes by, an upload that promotes included."""
+    if not move.is_cleared and candidate_of(current, move.targets) is not None:
+        check_ungated(current)
+
+
+def check_ungated(current: AliasRecord | None) -> None:
+    """GateRefused when the alias lets no version in without a gate."""
     if current is None or current.policy is None or not current.policy.required:
-        return
-    if move.is_cleared or candidate_of(current, move.targets) is None:
         return
     raise GateRefused(
         f"{current.adapter_name}@{current.alias} lets no version in that has not passed its gate.",
@@ -171,7 +175,8 @@ def _check_cleared(current: AliasRecord | None, move: AliasMove) -> None:
     )
 
 
-def _conflict(name: str, alias: str, expected: int | None, current: int) -> AliasConflict:
+def conflict(name: str, alias: str, expected: int | None, current: int) -> AliasConflict:
+    """Somebody else has moved it."""
     return AliasConflict(
         f"{name}@{alias} is at generation {current}, not {expected}.",
         item="expected_generation",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polygraft.adapters.alias_records import AliasMove, AliasRecord, Target, candidate_of
+from polygraft.adapters.aliases import conflict
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.gate import Contest, Scored, judge, refusal_of
 from polygraft.adapters.gate_policy import GatePolicy
@@ -135,10 +136,13 @@ class Promotions:
         )
 
     def _generation_of(self, wish: Promotion, current: AliasRecord | None) -> int:
-        """The generation that was judged; another expectation fails as any move would."""
-        if wish.expected_generation is not None:
-            return wish.expected_generation
-        return current.generation if current else 0
+        """The generation that is judged. Why another expectation fails here: the scores would be
+        of a version that is not served any more.
+        """
+        generation = current.generation if current else 0
+        if wish.expected_generation not in (None, generation):
+            raise conflict(wish.adapter_name, wish.alias, wish.expected_generation, generation)
+        return generation
 
     def _judge(
         self,

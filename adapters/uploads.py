@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from polygraft.adapters.alias_records import AliasRecord
+from polygraft.adapters.aliases import check_ungated
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     PolygraftError,
@@ -111,10 +112,12 @@ class Uploads:
     def begin(self, header: UploadHeader) -> Upload:
         """The upload with this header, new or where it was left; give it back with `end`.
 
-        Raises as `check_header`, Overloaded when too much is under way, and UploadConflict when
-        another header has the id.
+        Raises as `check_header`, Overloaded when too much is under way, UploadConflict when
+        another header has the id, and GateRefused for an alias that demands a gate.
         """
         check_header(header, self._limits)
+        if header.alias is not None:
+            check_ungated(self._registry.alias(header.name, header.alias))
         header = replace(header, upload_id=header.id())
         self._quota.start(header.namespace())
         try:

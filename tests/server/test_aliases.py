@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from adapter_support.directories import write_adapter
 from server_support.service import Service, running_service
 
 from polygraft.adapters.registry import VersionRecord
@@ -191,6 +192,10 @@ async def test_a_gated_alias_lets_nothing_in_by_any_way(
         await client.move_alias("sum", "live", 1, canary=2)
     with pytest.raises(GateRefused):
         service.server.registry.move_alias("sum", "live", 2)
+    folder = write_adapter(tmp_path / "up")
+    with pytest.raises(GateRefused):
+        await client.upload_adapter(folder, "sum", alias="live", allow_unverified_base=True)
+    assert len(await client.list_versions("sum")) == 3, "refused before anything was published"
     with pytest.raises(InvalidRequest, match="needs a reason"):
         await client.move_alias("sum", "live", 2, force=True)
     forced = await client.move_alias("sum", "live", 2, force=True, reason="outage")

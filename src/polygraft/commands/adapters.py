@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polygraft.commands import aliases, transfer
+from polygraft.commands import aliases, gate, transfer
 from polygraft.commands.adapter_check import check
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
@@ -25,6 +25,7 @@ app.command("import")(transfer.import_version)
 app.command()(check)
 for command in (
     aliases.promote,
+    gate.gate,
     aliases.rollback,
     aliases.history,
     aliases.watch,
@@ -36,7 +37,7 @@ LIVE = "live"
 
 @app.callback()
 def adapters() -> None:
-    """List, show, push, check, promote, roll back, download and delete adapters."""
+    """List, show, push, check, gate, promote, roll back, download and delete adapters."""
 
 
 @app.command("list")
