@@ -42,6 +42,8 @@ CPU_SECONDS = 60
 CPU_SECONDS_PER_GIB = 60
 # Why so much longer: it is niced, and the engine may have all processors.
 WALL_FACTOR = 10
+KEPT_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"})
+KEPT_PREFIXES = ("PYTHON", "LD_", "LC_")
 
 
 class ValidationProcess:
@@ -123,7 +125,7 @@ class ValidationProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env=_environment(),
             )
         except OSError as error:
             raise _unavailable(str(error)) from error
@@ -223,6 +225,16 @@ class ValidationProcess:
                 raise ValueError("the answer is too long")
         reply: dict[str, Any] = json.loads(received)
         return reply
+
+
+def _environment() -> dict[str, str]:
+    """What Python needs to start. Why not all: a server may have its store's credentials there."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+    }
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def _unavailable(why: str) -> Unavailable:

@@ -249,6 +249,24 @@ def test_the_process_is_niced_and_ends_with_the_server(
     alone.close()
 
 
+def test_the_process_is_not_told_the_secrets_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    process, lost = fake("import os; raise RuntimeError(' '.join(sorted(os.environ)))")
+    details: list[str] = []
+    real = process._lose
+    monkeypatch.setattr(
+        process, "_lose", lambda cause, detail: details.append(detail) or real(cause, detail)
+    )
+    with pytest.raises(AdapterInvalid):
+        validate(process, write_adapter(tmp_path / "a"))
+    assert "PATH" in details[0]
+    assert "AWS" not in details[0]
+    assert lost == ["error"]
+    process.close()
+
+
 def test_a_process_that_cannot_start_refuses_no_files(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     for command in (["/nonexistent"], [sys.executable, "-c", "raise SystemExit(1)"]):

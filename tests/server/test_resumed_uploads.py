@@ -270,6 +270,11 @@ async def test_content_that_is_published_is_answered_at_the_header(
     await service.client.upload_adapter(files, "dsum", allow_unverified_base=True)
     before = meter.received
     header = source.header("dsum", allow_unverified_base=True, alias="canary")
+    told: list[tuple[int, int]] = []
+    await service.client.upload_adapter(
+        files, "dsum", allow_unverified_base=True, progress=lambda *done: told.append(done)
+    )
+    assert told[-1] == (total(files), total(files))
     response = await send(service, [pb.UploadAdapterRequest(header=header)])
     assert (response.version.number, response.alias.alias) == (1, "canary")
     assert meter.received == before

@@ -133,7 +133,9 @@ class AsyncClient:
                 persisted = await self._persisted(header.upload_id, deadline)
                 resumption.reached(persisted)
                 messages = opened.messages(header, persisted, progress)
-                return Upload.read(await self._send(messages, deadline))
+                upload = Upload.read(await self._send(messages, deadline))
+                opened.finished(progress)
+                return upload
             except PolygraftError as error:
                 wait = resumption.wait_after(error)
                 if wait is None or time.monotonic() + wait >= deadline:

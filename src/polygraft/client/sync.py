@@ -132,7 +132,9 @@ class Client:
                 persisted = self._persisted(header.upload_id, deadline)
                 resumption.reached(persisted)
                 messages = opened.messages(header, persisted, progress)
-                return Upload.read(self._send(messages, deadline))
+                upload = Upload.read(self._send(messages, deadline))
+                opened.finished(progress)
+                return upload
             except PolygraftError as error:
                 wait = resumption.wait_after(error)
                 if wait is None or time.monotonic() + wait >= deadline:

@@ -63,8 +63,7 @@ class UploadSource:
     ) -> Iterator[pb.UploadAdapterRequest]:
         """The header, then the bytes that the server does not have. One chunk is in memory."""
         yield pb.UploadAdapterRequest(header=header)
-        total = sum(declaration.size_bytes for declaration in self.declarations)
-        sent = sum(persisted.values())
+        total, sent = self._size(), sum(persisted.values())
         for index, file in enumerate(self.declarations):
             for offset, data in read_chunks(self.files[file.name], persisted.get(file.name, 0)):
                 chunk = pb.FileChunk(
@@ -74,6 +73,14 @@ class UploadSource:
                 sent += len(data)
                 if progress is not None:
                     progress(sent, total)
+
+    def finished(self, progress: Progress | None) -> None:
+        """Tell that nothing is left: content that is published already is not sent to its end."""
+        if progress is not None:
+            progress(self._size(), self._size())
+
+    def _size(self) -> int:
+        return sum(declaration.size_bytes for declaration in self.declarations)
 
 
 def find_adapter(directory: Path) -> dict[str, Path]:
