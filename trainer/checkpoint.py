@@ -46,7 +46,10 @@ class ExactCheckpoint(TrainerCallback):
         """Trainer calls this after it has loaded its checkpoint."""
         if not self.resumed:
             return
-        kept = load_file(self._folder(state) / FILE)
+        path = self._folder(state) / FILE
+        if not path.exists():  # of a version that knew only methods that PEFT keeps whole
+            return
+        kept = load_file(path)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

@@ -232,6 +232,9 @@ class Runtime(Section):
     threads: int | None = Field(
         default=None, gt=0, description="none: 1 for small bases, else torch's"
     )
+    account_memory: bool = Field(
+        default=True, description="predict a step's memory before, measure it after; two steps"
+    )
 
 
 class RunConfig(Section):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from polygraft.adapters.manifest import Manifest, ScoreRecord, canonical_json
 from polygraft.trainer.evaluation import Evaluation
 from polygraft.trainer.forms import Form
+from polygraft.trainer.memory_account import MemoryAccount
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.saved import build_manifest
@@ -51,6 +52,7 @@ def write_report(
     best: Evaluation,
     subjects: Sequence[Subject],
     seconds: float,
+    memory: MemoryAccount | None,
 ) -> None:
     """report.json for programs, predictions.test.jsonl for eyes."""
     source, method = prepared.source, manifest.method
@@ -78,6 +80,7 @@ def write_report(
             "trained_parameters": method.trainable_params if method else None,
             "adapter_bytes": manifest.size_bytes,
             "training_seconds": round(seconds, 1),
+            "memory": memory.as_json() if memory else None,
         },
     }
     directory.write_json("report.json", report)

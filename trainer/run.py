@@ -17,6 +17,7 @@ from polygraft.trainer.scoring import Subject, score_candidate
 
 if TYPE_CHECKING:
     from polygraft.trainer.evaluation import Evaluation
+    from polygraft.trainer.memory_account import MemoryAccount
     from polygraft.trainer.methods.adapted import Adapted
 
 
@@ -66,10 +67,20 @@ def _guarded(
     resumed: bool,
 ) -> RunResult:
     """Run; leave a complete directory, a state to go on from, or nothing."""
+    from safetensors import SafetensorError
+
     try:
         return _run(prepared, directory, observer, score_test, resumed=resumed)
     except KeyboardInterrupt:
         raise _interrupted(directory) from None
+    except (OSError, SafetensorError) as error:
+        _leave(directory, resumed)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingFailed(
+            f"the run could not be written: {reason}; nothing was saved.",
+            file=str(directory.final),
+            hint="Make room there, or name another place with --output.",
+        ) from error
     except RuntimeError as error:
         _leave(directory, resumed)
         if is_out_of_memory(error):
@@ -133,6 +144,7 @@ def _run(
     directory.write_config(prepared.config)
     peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)
     untrained = trainable_tensors(peft_model)
+    account = _predict_memory(prepared, peft_model, observer)
     started = time.monotonic()
     best = optimise(peft_model, prepared, directory, observer, resumed=resumed)
     seconds = time.monotonic() - started
@@ -152,10 +164,41 @@ def _run(
         num_probes=num_probes,
         trained_parameters=sum(tensor.numel() for tensor in untrained.values()),
     )
-    write_report(prepared, directory, manifest, best, subjects, seconds)
+    if account is not None:  # last, because its steps change the adapter
+        account = _measure_memory(account, prepared, peft_model, observer)
+    write_report(prepared, directory, manifest, best, subjects, seconds, account)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
+
+
+def _predict_memory(
+    prepared: Prepared, peft_model: Adapted, observer: Observer
+) -> MemoryAccount | None:
+    from polygraft.trainer.memory_account import predict_account
+
+    if not prepared.config.runtime.account_memory:
+        return None
+    try:
+        account = predict_account(peft_model, prepared)
+    except (RuntimeError, NotImplementedError) as error:
+        observer.note(f"the memory of a step could not be predicted: {error}")
+        return None
+    observer.note(account.sentence())
+    return account
+
+
+def _measure_memory(
+    account: MemoryAccount, prepared: Prepared, peft_model: Adapted, observer: Observer
+) -> MemoryAccount:
+    from polygraft.trainer.memory_account import measure_account
+
+    try:
+        account = measure_account(account, peft_model, prepared)
+    except RuntimeError as error:  # the adapter is trained and saved; this shall not lose it
+        observer.note(f"the memory of a step could not be measured: {error}")
+    observer.note(account.sentence())
+    return account
 
 
 def _score(prepared: Prepared, peft_model: Adapted) -> list[Subject]:

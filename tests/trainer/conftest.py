@@ -61,6 +61,7 @@ def make_config(tiny_base: Path, toy_file: Path, tmp_path: Path) -> Callable[...
                 "method": {"kind": "lora", "r": 4},
                 "optim": {"epochs": 2, "lr": 0.01},
                 "eval": {"every": 1, "generate": {"rows": 4, "max_new_tokens": 8}},
+                "runtime": {"account_memory": False},  # it has tests of its own
                 "output": str(tmp_path / "runs"),
                 **sections,
             }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from polygraft.adapters.fingerprint import fingerprint_base
@@ -263,6 +264,27 @@ def test_out_of_memory_says_what_to_lower(
     config = make_config()
     with pytest.raises(TrainingFailed, match=r"optim.batch: out of memory.*optim.accumulate"):
         train(config)
+    assert list(config.output.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("polygraft.trainer.run_directory.RunDirectory.write_json", OSError(28, "No space left")),
+        ("polygraft.trainer.best.save_file", SafetensorError("I/O error: No space left (28)")),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_saved(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    config = make_config(optim={"epochs": 1, "batch": 64})
+    with pytest.raises(TrainingFailed, match=r"could not be written: .*No space left") as caught:
+        train(config)
+    assert caught.value.exit_code == 4
     assert list(config.output.iterdir()) == []
 
 

@@ -57,7 +57,7 @@ class HoulsbyModel(AdaptedModel):
             for where in method.where:
                 pattern = ATTENTION if where == "attention" else MLP
                 bottleneck = Bottleneck(hidden, method.bottleneck, generator).to(model.device)
-                part_of(layers[number], pattern, where).register_forward_hook(_behind(bottleneck))
+                part_of(layers[number], pattern, where).register_forward_hook(_Behind(bottleneck))
                 self.bottlenecks[f"{number}_{where}"] = bottleneck
 
     def _detach(self) -> None:
@@ -72,12 +72,16 @@ class HoulsbyModel(AdaptedModel):
             bottleneck.is_on = on
 
 
-def _behind(bottleneck: Bottleneck) -> Any:
-    """A hook that sends the first output of a sublayer through the bottleneck."""
+class _Behind:
+    """A hook that sends the first output of a sublayer through a bottleneck.
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+    An object and no closure, so that a deep copy of the model has hooks on its own bottlenecks.
+    """
+
+    def __init__(self, bottleneck: Bottleneck) -> None:
+        self.bottleneck = bottleneck
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (bottleneck(output[0]), *output[1:])
-        return bottleneck(output)
-
-    return hook
+            return (self.bottleneck(output[0]), *output[1:])
+        return self.bottleneck(output)

@@ -26,6 +26,8 @@ COMMANDS: Final[dict[str, str]] = {
     "templates": "List, show and apply prompt templates.",
     "store": "Look after the place where adapters are kept.",
     "train": "Train an adapter from a recipe.",
+    "memory": "Predict the memory of a training step, by kind.",
+    "runs": "List, show and compare training runs.",
     "score": "Score an adapter, or the base, on held-out data.",
     "base": "Build the bundled base model.",
     "demo": "Show the whole system at work in about a minute.",
