@@ -24,6 +24,7 @@ class Role(Enum):
 
     MAGNITUDE = ".lora_magnitude_vector"
     LORA_BIAS = ".lora_B.bias"
+    VELORA = ".lora_velora_embed"  # used in training only
     TOKENS = ".token_adapter.trainable_tokens_delta"
     EMBEDDING_A = ".lora_embedding_A"
     EMBEDDING_B = ".lora_embedding_B"
@@ -56,13 +57,18 @@ def locate(
 
 def _is_announced(found: LocatedTensor, settings: LoraSettings, geometry: BaseGeometry) -> bool:
     module = found.module
-    is_table = module in (geometry.embedding.name, geometry.head.name)
-    is_saved = module.endswith(settings.modules_to_save) if settings.modules_to_save else False
+    tables = (geometry.embedding.name, geometry.head.name)
+    is_table = module in tables
+    # Of two that are tied, naming one saves both.
+    meant = tables if is_table and settings.ensure_weight_tying and geometry.is_tied else (module,)
+    is_saved = any(name.endswith(end) for name in meant for end in settings.modules_to_save)
     match found.role:
         case Role.MAGNITUDE:
             return settings.use_dora
         case Role.LORA_BIAS:
             return settings.lora_bias
+        case Role.VELORA:
+            return settings.has_velora
         case Role.TOKENS:
             return settings.token_indices is not None and module == geometry.embedding.name
         case Role.EMBEDDING_A | Role.EMBEDDING_B:
@@ -107,7 +113,8 @@ def _check_place(
     shape = geometry.modules.get(module)
     if role is Role.MAGNITUDE and module in (geometry.embedding.name, geometry.head.name):
         return unsupported(tensor, f"DoRA on {module}", "Retrain with LoRA on it, or none.")
-    if role in (Role.MAGNITUDE, Role.LORA_BIAS, Role.BASE_BIAS) and module not in adapted:
+    of_a_pair = (Role.MAGNITUDE, Role.LORA_BIAS, Role.BASE_BIAS, Role.VELORA)
+    if role in of_a_pair and module not in adapted:
         return invalid(
             f"{module} has no low-rank pair that this could belong to.", item=tensor.entry.name
         )
@@ -176,6 +183,8 @@ def _wanted_shape(
     module, table = tensor.module, geometry.embedding
     linear = geometry.modules.get(module)
     match tensor.role:
+        case Role.VELORA:
+            return tensor.entry.shape
         case Role.MAGNITUDE | Role.LORA_BIAS:
             return (linear.out_features,) if linear else None
         case Role.BIAS | Role.BASE_BIAS:

@@ -17,6 +17,8 @@ from polygraft.adapters.change_checks import (
     invalid,
 )
 from polygraft.adapters.config import LoraSettings, Problems
+from polygraft.adapters.errors import AdapterUnsupported
+from polygraft.adapters.files import CONFIG_FILE
 from polygraft.adapters.geometry import BaseGeometry, hash_table
 from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.safetensors_header import TensorEntry
@@ -64,7 +66,10 @@ def read_changes(
         for module, entry in by_role(located, role).items()
         if module in geometry.modules and module != geometry.head.name
     }
+    embedding = _read_embedding(read, located, settings, geometry)
     head = _read_head(read, located, loras, settings, geometry)
+    if settings.ensure_weight_tying and geometry.is_tied:
+        problems.extend(_check_tying(embedding, head))
     if head is not None:
         head = replace(head, offset=offsets.pop(geometry.head.name, None))
     return Changes(
@@ -72,7 +77,7 @@ def read_changes(
         offsets=offsets,
         biases=biases,
         norms=_read_norms(read, located, geometry),
-        embedding=_read_embedding(read, located, settings, geometry),
+        embedding=embedding,
         head=head,
         features=_features(located, geometry.head.name in loras, settings),
     )
@@ -151,6 +156,29 @@ def _read_tokens(
         return None
     token_ids, order = torch.tensor(settings.token_indices).sort()
     return TableChange(token_ids=token_ids, rows=read(entries[0])[order].contiguous())
+
+
+def _check_tying(embedding: TableChange | None, head: TableChange | None) -> Problems:
+    """PEFT keeps the changes of tied tables the same, and ties them again when it loads them. What
+    it saved may differ nevertheless, or lack one of them; then nobody knows what was trained."""
+    tables = [table for table in (embedding, head) if table is not None]
+    if not tables or all(table.token_ids is not None for table in tables):
+        return []  # a tied head takes trained tokens from the embedding in any case
+    if len(tables) == 2:
+        pairs = [[*table.tensors()] for table in tables]
+        scales = {table.lora.scaling for table in tables if table.lora}
+        same = len(pairs[0]) == len(pairs[1]) and all(map(torch.equal, *pairs))
+        if same and len(scales) <= 1:
+            return []
+    return [
+        AdapterUnsupported(
+            "embedding and head are to change alike, but what was saved of them does not.",
+            file=CONFIG_FILE,
+            item="ensure_weight_tying",
+            found=True,
+            hint="Retrain with ensure_weight_tying=False.",
+        )
+    ]
 
 
 def _check_copy(module: str, copy: Tensor, geometry: BaseGeometry) -> Problems:

@@ -49,6 +49,8 @@ class LoraSettings:
     modules_to_save: tuple[str, ...] = ()  # ends of the names of modules trained in full
     token_indices: tuple[int, ...] | None = None  # of the tokens whose embeddings were trained
     token_layer: str | None = None  # end of the embedding's name, if the config says it
+    ensure_weight_tying: bool = False  # changes of embedding and head are the same
+    has_velora: bool = False
 
     def scaling(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
@@ -123,6 +125,8 @@ def _parse_lora(config: Mapping[str, object], problems: Problems) -> LoraSetting
         modules_to_save=_modules_to_save(config, problems),
         token_indices=token_indices,
         token_layer=token_layer,
+        ensure_weight_tying=_flag(config, "ensure_weight_tying", problems),
+        has_velora=bool(config.get("velora_config")),
     )
 
 

@@ -118,6 +118,16 @@ FEATURES: tuple[Feature, ...] = (
         "A tied embedding stays as it is, as in PEFT. The copy of the base's weight that PEFT "
         "saves must be the base's.",
     ),
+    _served(
+        "embedding and head tied to each other",
+        "Served if both changes are in the file, and equal where the base ties the two.",
+        "ensure_weight_tying",
+    ),
+    _served(
+        "VeLoRA",
+        "It changes only how gradients are kept in training; its projection is dropped.",
+        "velora_config",
+    ),
     _refused("PiSSA, OLoRA, CorDA and LoRA-GA", CONVERT, "init_lora_weights"),
     _refused("LoftQ", QUANTIZED, "init_lora_weights"),
     _refused(
@@ -129,16 +139,10 @@ FEATURES: tuple[Feature, ...] = (
     _refused("layers used twice", RETRAIN, "layer_replication"),
     _refused("QA-LoRA", RETRAIN, "use_qalora"),
     _refused("block-diagonal LoRA", RETRAIN, "use_bdlora"),
-    _refused("VeLoRA", RETRAIN, "velora_config"),
     _refused("KaSA", RETRAIN, "kasa_config"),
     _refused("MonteCLoRA", RETRAIN, "monteclora_config"),
     _refused("Arrow", RETRAIN, "arrow_config"),
     _refused("Megatron layers", RETRAIN, "megatron_config"),
-    _refused(
-        "adapters tied to each other",
-        "Retrain with ensure_weight_tying=False.",
-        "ensure_weight_tying",
-    ),
     _ignored(
         "which layers were matched",
         "The tensors' names say it.",

@@ -231,6 +231,7 @@ def _beside_low_rank() -> Iterator[Case]:
     )
     yield from _trained_in_full()
     yield from _tables()
+    yield from _tied()
     yield Case(
         "everything at once",
         "biases",
@@ -322,6 +323,44 @@ def _tables() -> Iterator[Case]:
         edit=_change_copy,
         save={},
         bases=("qwen3",),
+    )
+
+
+def _tied() -> Iterator[Case]:
+    tied = "embedding and head tied to each other"
+    yield Case(
+        "tied, and neither changed", tied, plain_lora(ensure_weight_tying=True), bases=("llama",)
+    )
+    yield Case(
+        "tied tokens",
+        tied,
+        plain_lora(ensure_weight_tying=True, trainable_token_indices=TOKENS),
+        bases=("llama", "gpt2", "qwen3"),
+    )
+    yield Case(
+        "LoRA on both, tied",
+        tied,
+        lambda n: lora(n, [n.attention, "embed_tokens"], ensure_weight_tying=True),
+        bases=("llama", "qwen3", "gemma3"),
+    )
+    yield Case(
+        "both trained in full, tied",
+        tied,
+        lambda n: lora(n, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+        bases=("llama", "qwen3", "gemma3"),
+    )
+    yield Case(
+        "only one of two that are tied",  # PEFT ties those that it knows by name
+        tied,
+        lambda n: lora(n, [n.attention, n.embedding], ensure_weight_tying=True),
+        "ensure_weight_tying: embedding and head",
+        bases=("gpt2",),
+    )
+    yield Case(
+        "VeLoRA",
+        "VeLoRA",
+        plain_lora(velora_config=peft.VeloraConfig(num_groups=2, init_type="random")),
+        bases=("llama", "phi3"),
     )
 
 

@@ -36,17 +36,12 @@ def _variants() -> Iterator[Case]:
     variants: dict[str, tuple[dict[str, Any], str]] = {
         "alora_invocation_tokens": ({"alora_invocation_tokens": [5, 6]}, "aLoRA"),
         "use_qalora": ({"use_qalora": True}, "QA-LoRA"),
-        "velora_config": (
-            {"velora_config": peft.VeloraConfig(num_groups=2, init_type="random")},
-            "VeLoRA",
-        ),
         "kasa_config": ({"kasa_config": peft.KasaConfig()}, "KaSA"),
         "monteclora_config": ({"monteclora_config": peft.MontecloraConfig()}, "MonteCLoRA"),
         "use_bdlora": (
             {"use_bdlora": peft.BdLoraConfig(target_modules_bd_b=["proj"], nblocks=2)},
             "block-diagonal LoRA",
         ),
-        "ensure_weight_tying": ({"ensure_weight_tying": True}, "adapters tied to each other"),
         "layer_replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layers used twice"),
     }
     for key, (settings, feature) in variants.items():
