@@ -48,7 +48,7 @@ check-kernels: $(DEV_STAMP) ## compile every shipped Triton kernel for sm_80, sm
 TRITON ?= 3.9.0
 test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept beside .venv
 	@[ -d .venv/triton-$(TRITON) ] || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$(TRITON) triton==$(TRITON)
-	@PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.fused.compile_check
+	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.fused.compile_check
 	@PYTHONPATH=.venv/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
 
 check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos

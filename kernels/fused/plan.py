@@ -169,3 +169,19 @@ def _ranges(starts: Ints, lengths: Ints) -> Ints:
     index: Ints = offsets.repeat(lengths)
     index += np.arange(len(index), dtype=np.int32)
     return index
+
+
+def retile(row_columns: Tensor, tile_columns: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
+    """The first two tables of a plan for tiles of `block_rows` rows, on their device.
+
+    For operators that are given a plan made for other tiles; a server plans for the right ones.
+    """
+    if len(row_columns) == len(tile_columns) * block_rows:
+        return row_columns, tile_columns
+    missing = -len(row_columns) % block_rows
+    rows = torch.nn.functional.pad(row_columns, (0, 0, 0, missing))
+    by_tile = rows.view(-1, block_rows, 2)
+    is_base = by_tile[..., 0] == by_tile[..., 1]
+    last = by_tile[..., 1].amax(1)
+    first = torch.where(is_base, torch.iinfo(torch.int32).max, by_tile[..., 0]).amin(1)
+    return rows, torch.stack((first.minimum(last), last), dim=1)

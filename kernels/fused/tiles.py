@@ -88,7 +88,7 @@ _TABLES: dict[Target, tuple[tuple[int, TileConfig], ...]] = {
     "sm_80": (
         (16, TileConfig(16, 64, 128, swap=True, num_stages=4)),
         (32, TileConfig(32, 64, 64, swap=True, num_stages=4)),
-        (64, TileConfig(64, 64, 64, swap=True, num_stages=4)),
+        (64, TileConfig(64, 64, 32, swap=True, num_stages=5)),
         (256, TileConfig(128, 64, 64, num_warps=8, num_stages=4)),
         (LARGEST_BUCKET, TileConfig(128, 128, 64, num_warps=8, num_stages=4)),
     ),

@@ -32,6 +32,18 @@ def test_importing_the_client_does_not_load_torch() -> None:
     assert run_python(code).strip() == "False False"
 
 
+def test_importing_the_fused_operator_does_not_load_triton() -> None:
+    code = "import sys, polygraft.kernels.fused.operator; print('triton' in sys.modules)"
+    assert run_python(code).strip() == "False"
+
+
+def test_the_server_is_there_where_triton_is_not() -> None:
+    """transformers makes torch load Triton where it finds it, so here it is not to be found."""
+    modules = "polygraft.server.serve, polygraft.kernels.fused.operator"
+    code = f"import sys; sys.modules['triton'] = None; import {modules}; print('imported')"
+    assert run_python(code).strip() == "imported"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_each_command_loads_nothing_heavy(command: str) -> None:
     code = f"""if True:
