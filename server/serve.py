@@ -16,6 +16,7 @@ from pathlib import Path
 
 import transformers
 
+from polygraft.adapters import failpoints
 from polygraft.adapters.errors import Unavailable
 from polygraft.adapters.events import EventFeed
 from polygraft.adapters.limits import AdapterLimits
@@ -352,6 +353,8 @@ async def serve_until_signal(
 def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> int:
     """Run a server in this process; `announce` is called when it answers. The exit code."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if failpoints.is_active():
+        logger.error("%s is set: this server is there to be broken", failpoints.VARIABLE)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if sys.platform == "win32":
         return asyncio.run(serve_until_signal(config, announce))

@@ -41,7 +41,7 @@ class LocalStore:
     def create(self, key: str, data: bytes | Path, *, durable: bool = True) -> bool:
         """See Store."""
         final = self._path(key)
-        with _disk_errors(key):
+        with disk_errors(key):
             return self._create(final, data, durable)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -80,7 +80,7 @@ class LocalStore:
         """See Store."""
         path = self._path(key)
         failpoint("store.delete")
-        with _disk_errors(key):
+        with disk_errors(key):
             path.unlink(missing_ok=True)
 
     def fetch(self, keys: Sequence[str]) -> None:
@@ -133,8 +133,8 @@ class LocalStore:
 
 
 @contextlib.contextmanager
-def _disk_errors(key: str) -> Iterator[None]:
-    """Turns what a disk may answer into errors that a caller is told about."""
+def disk_errors(key: str) -> Iterator[None]:
+    """Turns what a disk may answer into errors that a caller is told about. Absent files pass."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -146,14 +146,14 @@ def _disk_errors(key: str) -> Iterator[None]:
 def _disk_error(error: OSError, key: str) -> PolygraftError:
     if error.errno in _FULL:
         return Overloaded(
-            "the disk of the store is full.",
+            "the disk is full.",
             reason="STORAGE_FULL",
             found=key,
             hint="Free space under the store, then repeat the call.",
             retry_after=10.0,
         )
     return Unavailable(
-        f"the disk of the store failed: {error.strerror or error}.",
+        f"the disk failed: {error.strerror or error}.",
         reason="STORE_UNAVAILABLE",
         found=key,
         hint="Look into the server's log, then repeat the call.",

@@ -30,6 +30,7 @@ from polygraft.adapters.errors import InvalidRequest, Unavailable
 from polygraft.adapters.failpoints import failpoint
 from polygraft.adapters.limits import GIB, MIB
 from polygraft.adapters.stores.file_cache import FileCache
+from polygraft.adapters.stores.local import disk_errors
 from polygraft.adapters.stores.protocol import KEY, check_key
 from polygraft.adapters.stores.record_cache import RecordCache
 
@@ -104,10 +105,10 @@ class BucketStore:
         path = self._files.get(key) if check_key(key).startswith(_CACHED_FILES) else None
         if path is not None:
             return path
+        size = self.size(key)
         try:
-            with _client_errors(self.url, key):
-                stream = obstore.get(self._client, key).stream(min_chunk_size=_PART_BYTES)
-                return self._files.put(key, (bytes(chunk) for chunk in stream))
+            with disk_errors(key), _client_errors(self.url, key):
+                return self._files.put(key, self._parts(key, size))
         except FileNotFoundError:
             raise KeyError(key) from None
 
@@ -166,6 +167,12 @@ class BucketStore:
                 return bytes(obstore.get(self._client, key).bytes())
         except FileNotFoundError:
             raise KeyError(key) from None
+
+    def _parts(self, key: str, size: int) -> Iterator[bytes]:
+        """Why in parts: the timeout is that of a request, and a file may be of any size."""
+        for start in range(0, size, _PART_BYTES):
+            end = min(start + _PART_BYTES, size)
+            yield bytes(obstore.get_range(self._client, key, start=start, end=end))
 
     def _download_or_none(self, key: str) -> bytes | None:
         try:

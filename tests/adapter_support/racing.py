@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from polygraft.adapters.log import Log
+from polygraft.adapters.errors import AliasConflict
+from polygraft.adapters.registry import Registry
 from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.stores.object import BucketStore
 from polygraft.adapters.stores.protocol import Store
 
 
-def append_moves(place: str, me: int, count: int) -> list[int]:
-    """Append to one log until `count` entries are this process's; their numbers."""
+def move_alias(place: str, me: int, count: int) -> list[int]:
+    """Move `live` of "sum" until `count` moves are this process's; their generations."""
     store: Store = BucketStore(place) if "://" in place else LocalStore(Path(place))
-    log = Log(store, "aliases/_/a/live/")
+    registry = Registry(store)
     won: list[int] = []
     while len(won) < count:
-        number = log.last_number() + 1
-        if log.append(number, {"by": me}) is not None:
-            won.append(number)
+        registry.follow()
+        current = registry.live("sum")
+        assert current is not None
+        with contextlib.suppress(AliasConflict):
+            moved = registry.move_alias(
+                "sum",
+                "live",
+                3 - current.number,
+                expected_generation=current.generation,
+                reason=str(me),
+            )
+            won.append(moved.generation)
     return won
