@@ -13,7 +13,7 @@ from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import minimal_manifest, record_files
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency
-from polygraft.adapters.store import LocalStore
+from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.weights import read_adapter
 from polygraft.kernels.linear import WeightFormat
 from polygraft.server.engine.config import EngineConfig

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from adapter_support.press import Press
 
-from polygraft.adapters.store import LocalStore, MemoryStore, Store
+from polygraft.adapters.stores.local import LocalStore
+from polygraft.adapters.stores.memory import MemoryStore
+from polygraft.adapters.stores.protocol import Store
 
 
 @pytest.fixture(params=["local", "memory"])

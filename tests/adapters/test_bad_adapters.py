@@ -49,7 +49,7 @@ from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.manifest import canonical_json, minimal_manifest, record_files
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import MemoryStore
+from polygraft.adapters.stores.memory import MemoryStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation import validate_files
 from polygraft.adapters.validation_process import ValidationProcess

@@ -15,7 +15,7 @@ from polygraft.adapters.names import (
     parse_reference,
     path_name,
 )
-from polygraft.adapters.store import check_key
+from polygraft.adapters.stores.protocol import check_key
 
 DIGEST = "sha256:" + "0a" * 32
 

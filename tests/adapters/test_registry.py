@@ -24,7 +24,8 @@ from polygraft.adapters.errors import (
 from polygraft.adapters.log import Log
 from polygraft.adapters.manifest import Manifest
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import LocalStore, Store
+from polygraft.adapters.stores.local import LocalStore
+from polygraft.adapters.stores.protocol import Store
 
 
 def test_versions_are_numbered_and_the_first_becomes_live(store: Store, press: Press) -> None:

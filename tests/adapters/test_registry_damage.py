@@ -7,7 +7,7 @@ from adapter_support.press import Press
 
 from polygraft.adapters.errors import AdapterCorrupt, AdapterNotFound, InvalidRequest
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import Store
+from polygraft.adapters.stores.protocol import Store
 
 
 def test_a_deleted_version_of_a_name_with_json_in_it_stays_deleted(

@@ -15,7 +15,7 @@ from polygraft.adapters.errors import AdapterInvalid
 from polygraft.adapters.files import WEIGHTS_FILE
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import MemoryStore
+from polygraft.adapters.stores.memory import MemoryStore
 from polygraft.adapters.uploads import FileDeclaration, UploadHeader, Uploads
 from polygraft.client.download import Download
 from polygraft.client.upload import UploadSource

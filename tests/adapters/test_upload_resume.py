@@ -34,7 +34,7 @@ from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.staged_file import RECORD, STRETCH_BYTES
-from polygraft.adapters.store import LocalStore
+from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.upload import Upload, UploadState
 from polygraft.adapters.upload_header import UploadHeader
 from polygraft.adapters.uploads import Uploads

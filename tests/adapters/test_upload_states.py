@@ -35,7 +35,7 @@ from polygraft.adapters.errors import (
 from polygraft.adapters.files import find_files
 from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import LocalStore
+from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.upload import Upload, UploadState
 from polygraft.adapters.uploads import Uploads
 

@@ -47,7 +47,7 @@ from polygraft.adapters.manifest import (
     record_files,
 )
 from polygraft.adapters.registry import Registry
-from polygraft.adapters.store import LocalStore
+from polygraft.adapters.stores.local import LocalStore
 from polygraft.adapters.upload import Upload, UploadState
 from polygraft.adapters.uploads import FileDeclaration, UploadHeader, Uploads
 from polygraft.adapters.weights import read_adapter
