@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "train": "Train an adapter from a recipe.",
     "memory": "Predict the memory of a training step, by kind.",
     "runs": "List, show and compare training runs.",
+    "report": "Write one HTML page about training runs.",
     "score": "Score an adapter, or the base, on held-out data.",
     "base": "Build the bundled base model.",
     "demo": "Show the whole system at work in about a minute.",

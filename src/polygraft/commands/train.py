@@ -96,6 +96,7 @@ def _summary(result: RunResult) -> dict[str, object]:
 def _show(result: RunResult) -> None:
     from rich.console import Console
 
+    from polygraft.trainer.saved import UNSERVED
     from polygraft.trainer.scoring import score_table
 
     console = Console()
@@ -103,8 +104,7 @@ def _show(result: RunResult) -> None:
     console.print(score_table(result.subjects, f"{rows} held-out rows"))
     console.print(f"run      {result.directory}", highlight=False, soft_wrap=True)
     console.print(f"version  {result.digest}", highlight=False, soft_wrap=True)
-    console.print(
-        f"next     polygraft adapters push {result.directory} {result.config.name}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    unserved = UNSERVED.get(result.config.method.kind)
+    push = f"polygraft adapters push {result.directory} {result.config.name}"
+    next_step = f"not to be served: {unserved}" if unserved else f"next     {push}"
+    console.print(next_step, highlight=False, soft_wrap=True)
