@@ -139,6 +139,7 @@ class SelfTest:
     ) -> Iterator[None]:
         """The version on the device, from its staged files. One that fails leaves nothing."""
         digest = manifest.digest
+        self._check_room(digest, manifest.format.max_rank)
         self._quarantine[digest] = files
         self._residency.acquire(digest)
         try:
@@ -153,6 +154,15 @@ class SelfTest:
             self._residency.release(digest)
         finally:
             del self._quarantine[digest]
+
+    def _check_room(self, digest: str, rank: int) -> None:
+        """Raises Overloaded, so that the upload can be gone on with when a pin is gone."""
+        try:
+            self._residency.check_room({digest: rank})
+        except AdapterIncompatible as error:
+            raise Overloaded(
+                f"it cannot be tested now: {error.message}", reason=error.code, hint=error.hint
+            ) from error
 
     # Two kinds of evidence
 

@@ -25,6 +25,7 @@ from polygraft.client import (
     AdapterInvalid,
     AdapterNotFound,
     Client,
+    Overloaded,
 )
 from polygraft.kernels.rank_pool import SitePool
 from polygraft.server.config import ServerConfig
@@ -266,6 +267,34 @@ async def test_running_requests_give_the_same_tokens_and_no_step_is_large(
     expected = generate_alone(bench.base, bench.adapters["lora4"], prompts, num_tokens)
     assert answers == [tokens for tokens, _ in expected]
     assert max(extra) == CHUNK
+
+
+async def test_one_that_has_no_room_beside_pins_is_told_so_and_can_be_gone_on_with(
+    served: Served, bench: Bench, tmp_path: Path
+) -> None:
+    """Of 128 rows 16 are pinned; a LoRA of rank 128 needs all of them."""
+    client = served.client
+    large = grown(bench.adapters["lora4"], tmp_path / "large", 128)
+    await served.push("small", bench.adapters["lora4"])
+    await client.load_adapter("small", pin=True)
+    with pytest.raises(Overloaded, match="cannot be tested now") as caught:
+        await client.upload_adapter(large.directory, "large", allow_unverified_base=True, timeout=2)
+    assert caught.value.code == "NO_ADAPTER_ROWS"
+    await client.unload_adapter("small")
+    await served.push("large", large.directory)
+
+
+def grown(adapter: Path, directory: Path, rank: int) -> Trained:
+    """A LoRA of a larger rank, by saying its rows again."""
+    directory.mkdir()
+    for path in adapter.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+
+    def repeat(name: str, tensor: Tensor) -> Tensor:
+        times = (rank // 4, 1) if "lora_A" in name else (1, rank // 4)
+        return tensor.repeat(*times)
+
+    return Trained(directory).edit_tensors(repeat).edit_config(r=rank, lora_alpha=8)
 
 
 async def test_the_prefix_cache_is_not_written(
