@@ -27,6 +27,7 @@ from polygraft.client import (
     Client,
     Overloaded,
 )
+from polygraft.client.retry import NO_RETRY
 from polygraft.kernels.rank_pool import SitePool
 from polygraft.server.config import ServerConfig
 from polygraft.server.engine.batch import ForwardBatch, SampleRows
@@ -277,8 +278,9 @@ async def test_one_that_has_no_room_beside_pins_is_told_so_and_can_be_gone_on_wi
     large = grown(bench.adapters["lora4"], tmp_path / "large", 128)
     await served.push("small", bench.adapters["lora4"])
     await client.load_adapter("small", pin=True)
-    with pytest.raises(Overloaded, match="cannot be tested now") as caught:
-        await client.upload_adapter(large.directory, "large", allow_unverified_base=True, timeout=2)
+    async with AsyncClient(f"127.0.0.1:{served.server.port}", retry=NO_RETRY) as once:
+        with pytest.raises(Overloaded, match="cannot be tested now") as caught:
+            await once.upload_adapter(large.directory, "large", allow_unverified_base=True)
     assert caught.value.code == "NO_ADAPTER_ROWS"
     await client.unload_adapter("small")
     await served.push("large", large.directory)
