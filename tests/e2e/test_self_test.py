@@ -24,6 +24,7 @@ from polygraft.client import (
     AdapterIncompatible,
     AdapterInvalid,
     AdapterNotFound,
+    AsyncClient,
     Client,
     Overloaded,
 )
