@@ -59,6 +59,11 @@ class UploadQuota:
             self._staged[namespace] -= max(size, LEAST_BYTES)
             self._staged += Counter()
 
+    def staged_bytes(self) -> int:
+        """Bytes reserved by unfinished uploads, each at least `LEAST_BYTES`."""
+        with self._lock:
+            return self._staged.total()
+
     def num_running(self) -> int:
         """Uploads that run now."""
         with self._lock:

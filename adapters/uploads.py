@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -69,6 +69,17 @@ def not_run(
     return Proof(proven=False)
 
 
+@dataclass(frozen=True, slots=True)
+class UploadStats:
+    """Counts of now, and in `ended` of all since the start, by "published" (bytes came), "known"
+    (none were needed), "rejected" and "expired"."""
+
+    running: int
+    unfinished: int
+    staged_bytes: int
+    ended: Mapping[str, int]
+
+
 class Uploads:
     """Receives adapters for one base. Thread-safe; every method may block on I/O.
 
@@ -103,6 +114,7 @@ class Uploads:
         self._table = threading.Lock()
         self._unfinished: dict[str, Upload] = {}
         self._over: OrderedDict[str, Upload] = OrderedDict()
+        self._ended = dict.fromkeys(("published", "known", "rejected", "expired"), 0)
         self._staging = Staging(staging_dir)
         for staged in self._staging.found():
             self._quota.adopt(staged.header.namespace(), staged.header.size())
@@ -144,9 +156,10 @@ class Uploads:
             record = find_content(self._registry, header, self._geometry)
             if record is None:
                 return None
-            return PublishedUpload(
-                record, self._move_alias(header, record), [_already_published(record)]
-            )
+            alias = self._move_alias(header, record)
+            with self._table:
+                self._ended["known"] += 1
+            return PublishedUpload(record, alias, [_already_published(record)])
         finally:
             self._quota.end(header.namespace())
 
@@ -169,6 +182,12 @@ class Uploads:
         with self._table:
             uploads = list(self._unfinished.values())
         return sum(upload.expire(self._limits.upload_idle_seconds) for upload in uploads)
+
+    def stats(self) -> UploadStats:
+        """Counts for an operator."""
+        with self._table:
+            unfinished, ended = len(self._unfinished), dict(self._ended)
+        return UploadStats(self._quota.num_running(), unfinished, self._quota.staged_bytes(), ended)
 
     def num_running(self) -> int:
         """Uploads that a client is sending now."""
@@ -232,6 +251,7 @@ class Uploads:
         upload_id = upload.header.id()
         self._quota.unstage(upload.header.namespace(), upload.header.size())
         with self._table:
+            self._ended[upload.state.value] += 1
             if self._unfinished.get(upload_id) is upload:
                 del self._unfinished[upload_id]
                 self._over[upload_id] = upload

@@ -46,6 +46,7 @@ from polygraft.server.ports import take_port
 from polygraft.server.self_test import SelfTest
 from polygraft.server.stores import OpenedStore, keep_up, open_store
 from polygraft.server.text import longest_token_bytes
+from polygraft.server.upload_metrics import UploadMetrics
 from polygraft.server.validation import RequestLimits, RequestValidator
 
 logger = logging.getLogger(__name__)
@@ -227,6 +228,7 @@ def _build(
         prepare=validation.warm,
     )
     stack.callback(uploads.close)
+    metrics.registry.register(UploadMetrics(uploads))
     router = OutputRouter(asyncio.get_running_loop())
     constraints = ConstraintCompiler(
         engine.tokenizer,

@@ -304,7 +304,8 @@ def test_a_publish_that_was_cut_off_before_its_alias_is_completed(node: Node, fo
 
 def test_an_alias_that_is_split_is_made_whole(node: Node, folder: Path) -> None:
     other = write_adapter(folder.parent / "b", lora_config(lora_alpha=9), lora_tensors())
-    one, two = (push(node.uploads, content, "sum").record for content in (folder, other))
+    one = push(node.uploads, folder, "sum", alias="canary").record
+    two = push(node.uploads, other, "sum").record
     targets = (Target(one.digest, 1, 9000), Target(two.digest, 2, 1000))
     node.registry.write_alias("sum", "canary", AliasMove(targets))
     header = dataclasses.replace(header_for(folder), alias="canary")

@@ -27,6 +27,9 @@ from polygraft.client import (
     UploadNotFound,
     UploadOutOfRange,
 )
+from polygraft.client.failure import error_of
+from polygraft.client.resume import Resumption
+from polygraft.client.retry import NO_RETRY
 from polygraft.client.upload import UploadSource
 from polygraft.protos import adapters_pb2 as pb
 from polygraft.server.grpc.upload import UploadReceiver
@@ -130,8 +133,18 @@ async def test_an_upload_that_gets_no_further_is_given_up(
         with pytest.raises(UploadCorrupt) as caught:
             await client.upload_adapter(big(folder), "dsum", allow_unverified_base=True)
     assert caught.value.code == "CHUNK_CORRUPT"
-    assert meter.chunks == QUICK.patient().attempts
+    assert meter.chunks >= QUICK.patient().attempts  # a lost status is asked for once more
     await until_idle(service.server)
+
+
+def test_a_status_that_grpc_lost_is_asked_for_again_whatever_the_policy() -> None:
+    lost = error_of(grpc.StatusCode.INTERNAL, "Internal error from Core", (), "here")
+    assert isinstance(lost, Unavailable)
+    resumption = Resumption(NO_RETRY)
+    waits = [resumption.wait_after(lost) for _ in range(7)]
+    assert waits == [0.05] * 5 + [None] * 2
+    other = error_of(grpc.StatusCode.INTERNAL, "a bug", (), "here")
+    assert Resumption(QUICK).wait_after(other) is None
 
 
 class Wire:
@@ -175,6 +188,10 @@ async def test_a_client_that_hangs_up_leaves_what_it_sent_for_the_next_one(
     await Wire(service).half(header, list(source.messages(header, {}))[:2])
     status = await service.client.get_upload(header.upload_id)
     assert (status.state, status.adapter_name, status.version) == ("receiving", "dsum", None)
+    value = service.metrics().get_sample_value
+    assert value("polygraft_uploads_unfinished") == 1
+    assert value("polygraft_uploads_running") == 0
+    assert value("polygraft_upload_staged_bytes") == MIB  # the least that one counts
     assert sorted(status.persisted.values())[:2] == [0, 0]
     upload = await service.client.upload_adapter(source.files, "dsum", allow_unverified_base=True)
     assert meter.received == total(dict(source.files))
@@ -252,6 +269,13 @@ async def test_conflicts_gaps_and_unknown_ids_have_their_own_errors(
     await send(service, messages)
 
 
+def outcomes(service: Service) -> dict[str, float | None]:
+    return {
+        outcome: service.metrics().get_sample_value("polygraft_uploads_total", {"outcome": outcome})
+        for outcome in ("published", "known", "rejected", "expired")
+    }
+
+
 async def send(service: Service, messages: list[Any]) -> Any:
     async with grpc.aio.insecure_channel(service.address) as channel:
         method: Any = channel.stream_unary(
@@ -270,6 +294,7 @@ async def test_content_that_is_published_is_answered_at_the_header(
     await service.client.upload_adapter(files, "dsum", allow_unverified_base=True)
     before = meter.received
     header = source.header("dsum", allow_unverified_base=True, alias="canary")
+    assert outcomes(service) == {"published": 1, "known": 0, "rejected": 0, "expired": 0}
     told: list[tuple[int, int]] = []
     await service.client.upload_adapter(
         files, "dsum", allow_unverified_base=True, progress=lambda *done: told.append(done)
@@ -277,6 +302,7 @@ async def test_content_that_is_published_is_answered_at_the_header(
     assert told[-1] == (total(files), total(files))
     response = await send(service, [pb.UploadAdapterRequest(header=header)])
     assert (response.version.number, response.alias.alias) == (1, "canary")
+    assert outcomes(service) == {"published": 1, "known": 2, "rejected": 0, "expired": 0}
     assert meter.received == before
     await service.client.move_alias("dsum", "canary", 1)
     await service.client.delete_adapter("dsum")

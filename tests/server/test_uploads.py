@@ -75,11 +75,14 @@ async def send(service: Service, sent: Sequence[Message]) -> pb.UploadAdapterRes
             request_serializer=Message.SerializeToString,
             response_deserializer=pb.UploadAdapterResponse.FromString,
         )
-        try:
-            return await upload(iter(sent))
-        except grpc.aio.AioRpcError as error:
-            trailers = error.trailing_metadata()
-            raise error_of(error.code(), error.details() or "", trailers, "here") from None
+        while True:
+            try:
+                return await upload(iter(sent))
+            except grpc.aio.AioRpcError as failed:
+                trailers = failed.trailing_metadata()
+                error = error_of(failed.code(), failed.details() or "", trailers, "here")
+            if error.code != "STATUS_LOST":  # then the server has a reason, to be heard again
+                raise error
 
 
 async def test_a_peft_directory_becomes_version_1_and_live(

@@ -23,6 +23,8 @@ from polygraft.adapters.errors import (
 )
 
 DETAILS_KEY = "grpc-status-details-bin"
+# What grpc.aio says when a write fails before the status that ended the stream has been read.
+_STATUS_LOST = "Internal error from Core"
 
 # For what the runtime answers itself, and servers that name an error that is not known here.
 _CODE_TO_ERROR: dict[grpc.StatusCode, type[PolygraftError]] = {
@@ -85,5 +87,10 @@ def _plain_error(code: grpc.StatusCode, text: str, address: str) -> PolygraftErr
         return InvalidRequest(f"the message is too large ({text}).", reason="MESSAGE_TOO_LARGE")
     if code is grpc.StatusCode.CANCELLED:
         return Unavailable(f"the call was cancelled ({text}).", reason="CANCELLED")
+    if code is grpc.StatusCode.INTERNAL and text == _STATUS_LOST:
+        return Unavailable(
+            f"{address} ended the call while it was being sent, and gRPC lost its reason.",
+            reason="STATUS_LOST",
+        )
     kind = _CODE_TO_ERROR.get(code, PolygraftError)
     return kind(f"{address} answered {code.name}: {text}", reason=code.name)

@@ -10,6 +10,8 @@ from polygraft.protos import adapters_pb2 as pb
 
 # What sending the missing bytes again mends.
 _MENDED = frozenset({"CHUNK_CORRUPT", "UPLOAD_INCOMPLETE", "UPLOAD_STALLED"})
+_MOST_ASKED_AGAIN = 5
+_SECONDS_BEFORE_ASKING_AGAIN = 0.05
 _UNFINISHED = (pb.UPLOAD_STATE_RECEIVING, pb.UPLOAD_STATE_VALIDATING)
 
 
@@ -20,6 +22,7 @@ class Resumption:
         self._policy = policy
         self._attempt = 0
         self._furthest = -1
+        self._asked_again = 0
 
     def reached(self, persisted: Mapping[str, int]) -> None:
         """The server has answered, and has so many bytes of each file."""
@@ -32,6 +35,10 @@ class Resumption:
 
     def wait_after(self, error: PolygraftError) -> float | None:
         """Seconds to wait before asking how far it came; None: it cannot go on."""
+        if error.code == "STATUS_LOST" and self._asked_again < _MOST_ASKED_AGAIN:
+            # Why whatever the policy is: the server has answered, and to ask again is to hear it.
+            self._asked_again += 1
+            return _SECONDS_BEFORE_ASKING_AGAIN
         self._attempt += 1
         if isinstance(error, UploadOutOfRange) or error.code in _MENDED:
             error = Unavailable(str(error))
