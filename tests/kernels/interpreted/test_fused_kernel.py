@@ -15,6 +15,7 @@ from polygraft.kernels.fused import kernel, launch
 from polygraft.kernels.fused.launch import Scratch
 from polygraft.kernels.fused.plan import ColumnPlan
 from polygraft.kernels.fused.tiles import TileConfig
+from polygraft.kernels.lazy_memory import lazy_zeros
 from polygraft.kernels.segments import LoraSegment
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -153,6 +154,25 @@ def test_a_row_that_is_not_finite_reaches_no_other_row() -> None:
     y = forward(case, plan, config)
     others = [row for row in range(9) if row != 2]
     assert torch.equal(y[others], healthy[others])
+
+
+def far_apart(tensor: Tensor) -> Tensor:
+    """The same with rows so far apart that the last begins beyond 2^31 elements; only the pages
+    that are written take memory."""
+    stride = 2**31 // (len(tensor) - 1) + 16
+    size = (len(tensor) - 1) * stride + tensor[0].numel()
+    memory = lazy_zeros((size,), dtype=tensor.dtype, device=torch.device("cpu"))
+    far = memory.as_strided(tensor.shape, (stride, *tensor.stride()[1:]))
+    far.copy_(tensor)
+    return far
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "a", "bt"])
+def test_rows_may_lie_beyond_32_bits(name: str) -> None:
+    case, config = two_adapters(9, torch.float16), CONFIGS[1]
+    setattr(case, name, far_apart(getattr(case, name)))
+    y = forward(case, case.plan(config.block_m), config)
+    assert relative_error(y, case.expected()) <= BOUNDS[torch.float16]
 
 
 def test_rows_beyond_the_step_are_not_written() -> None:
