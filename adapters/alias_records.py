@@ -69,6 +69,11 @@ class AliasRecord:
         return self.targets[0].number if self.targets else 0
 
     @property
+    def is_gated(self) -> bool:
+        """Whether no version may come in that has not passed a gate."""
+        return self.policy is not None and self.policy.required
+
+    @property
     def canary(self) -> Target | None:
         """The second target; None where all requests go to one version."""
         return self.targets[1] if len(self.targets) > 1 else None

@@ -160,13 +160,15 @@ class AliasBook:
 
 def _check_cleared(current: AliasRecord | None, move: AliasMove) -> None:
     """Why here: whatever moves an alias comes by, an upload that promotes included."""
-    if not move.is_cleared and candidate_of(current, move.targets) is not None:
+    if move.is_cleared or current is None or not current.is_gated:
+        return
+    if candidate_of(current, move.targets) is not None:
         check_ungated(current)
 
 
 def check_ungated(current: AliasRecord | None) -> None:
     """GateRefused when the alias lets no version in without a gate."""
-    if current is None or current.policy is None or not current.policy.required:
+    if current is None or not current.is_gated:
         return
     raise GateRefused(
         f"{current.adapter_name}@{current.alias} lets no version in that has not passed its gate.",

@@ -88,6 +88,13 @@ async def test_shares_that_are_none_are_refused(
         await service.client.move_alias("sum", "live", 1, canary=2, canary_weight=weight)
 
 
+async def test_two_new_versions_may_come_in_at_once_where_no_gate_is_demanded(
+    service: Service, versions: list[VersionRecord]
+) -> None:
+    moved = await service.client.move_alias("sum", "live", 2, canary=3, canary_weight=0.5)
+    assert [target.number for target in moved.targets] == [2, 3]
+
+
 async def test_a_canary_is_not_deleted_and_must_be_another_version(
     service: Service, versions: list[VersionRecord]
 ) -> None:
