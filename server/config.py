@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.adapters.limits import GIB, MIB, AdapterLimits
 from polygraft.adapters.stores.protocol import is_url
+from polygraft.server.canary_watch import CanaryConfig
 from polygraft.server.engine.config import EngineConfig
 
 ENVIRONMENT_PREFIX = "POLYGRAFT_"
@@ -131,6 +132,7 @@ class ServerConfig(_Section):
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="The engine.")
     adapters: AdapterConfig = Field(default_factory=AdapterConfig, description="Adapters.")
+    canary: CanaryConfig = Field(default_factory=CanaryConfig, description="The watchdog.")
     storage: StorageConfig = Field(default_factory=StorageConfig, description="The store.")
 
     @property

@@ -14,7 +14,16 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeVar
 
-from polygraft.adapters.errors import DeadlineExpired, Overloaded, Unavailable
+from polygraft.adapters.alias_records import AliasRecord
+from polygraft.adapters.errors import (
+    AdapterIncompatible,
+    AdapterInvalid,
+    DeadlineExpired,
+    NonFinite,
+    Overloaded,
+    PolygraftError,
+    Unavailable,
+)
 from polygraft.adapters.registry import Registry
 from polygraft.server.answer import Answer
 from polygraft.server.answer_size import check_answer_size
@@ -40,6 +49,8 @@ from polygraft.server.text import IncrementalDetokenizer, StopSequenceFilter, To
 from polygraft.server.validation import RequestValidator
 
 T = TypeVar("T")
+NoteOutcome = Callable[[AliasRecord, str, float | None], None]
+"""Told which version an alias chose, and in how many seconds it answered; None: it failed."""
 
 
 class TextGeneration:
@@ -60,6 +71,7 @@ class TextGeneration:
         metrics: Metrics,
         constraints: ConstraintCompiler,
         *,
+        note_outcome: NoteOutcome = lambda alias, digest, seconds: None,
         worker: Executor,
         max_preparing: int,
         max_answer_bytes: int,
@@ -75,6 +87,7 @@ class TextGeneration:
         self._validator = validator
         self._metrics = metrics
         self._constraints = constraints
+        self._note_outcome = note_outcome
         self._worker = worker
         self._max_preparing = max_preparing
         self._max_answer_bytes = max_answer_bytes
@@ -122,7 +135,7 @@ class TextGeneration:
             with self._running(jobs) as queue:
                 start_timer = partial(self._metrics.start_generation, caller.arrived_at)
                 answer = Answer(choices, adapters, queue, self._engine.abort, start_timer)
-                with self._counted(answer):
+                with self._counted(answer, caller.arrived_at):
                     yield answer
 
     async def score(
@@ -217,19 +230,36 @@ class TextGeneration:
             raise
         self._metrics.count_prompt(Usage(len(job.prompt_token_ids), job.num_virtual))
 
+    def _note(self, answer: Answer, seconds: float | None) -> None:
+        for version in answer.adapters.versions:
+            if version.alias is not None:
+                self._note_outcome(version.alias, version.record.digest, seconds)
+
     @contextmanager
-    def _counted(self, answer: Answer) -> Iterator[None]:
+    def _counted(self, answer: Answer, arrived_at: float) -> Iterator[None]:
         otherwise = "error"
         try:
             yield
             otherwise = "cancelled"
+            if answer.is_complete:
+                self._note(answer, time.monotonic() - arrived_at)
         except (asyncio.CancelledError, GeneratorExit, DeadlineExpired):
             otherwise = "cancelled"
+            raise
+        except Exception as error:
+            if is_fault(error):
+                self._note(answer, None)
             raise
         finally:
             for choice in answer.choices:
                 ending = choice.ending.value if choice.ending else otherwise
                 self._metrics.count_answer(answer.adapters.kind, ending)
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether an answer failed by the version or a bug, not by the request or the load."""
+    faults = (NonFinite, AdapterInvalid, AdapterIncompatible)
+    return isinstance(error, faults) or not isinstance(error, PolygraftError)
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ _TOKEN_BUCKETS = (
 _LOAD_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 ADAPTER_KINDS = ("base", "lora", "soft_prompt", "prefix", "composition")
+WITHDRAWALS = ("withdrawn", "moved_before", "failed")
 SELF_TEST_OUTCOMES = ("proven", "unproven", "failed")
 FINISH_REASONS = ("stop", "length", "time_limit", "cancelled", "error")
 VALIDATION_FAILURES = ("memory", "cpu", "time", "crash", "error")
@@ -67,6 +68,9 @@ class Metrics:
         )
         self._self_tests = self._counter(
             "adapter_self_tests", "Uploads that were run before publishing.", "outcome"
+        )
+        self._withdrawals = self._counter(
+            "canary_withdrawals", "Canaries that did worse than the version in charge.", "outcome"
         )
         self._validation_failures = self._counter(
             "validation_failures",
@@ -141,6 +145,10 @@ class Metrics:
         proven_or_not, failed = SELF_TEST_OUTCOMES[:2], SELF_TEST_OUTCOMES[2]
         self._self_tests.labels(proven_or_not[not proven] if passed else failed).inc()
 
+    def count_withdrawal(self, outcome: str) -> None:
+        """The watchdog acted on a canary; see WITHDRAWALS."""
+        self._withdrawals.labels(outcome).inc()
+
     def count_validation_failure(self, cause: str) -> None:
         """The process that checks uploads was lost; see VALIDATION_FAILURES."""
         self._validation_failures.labels(cause).inc()
@@ -170,6 +178,8 @@ class Metrics:
                 self._answers.labels(kind, reason)
         for outcome in SELF_TEST_OUTCOMES:
             self._self_tests.labels(outcome)
+        for outcome in WITHDRAWALS:
+            self._withdrawals.labels(outcome)
         for cause in VALIDATION_FAILURES:
             self._validation_failures.labels(cause)
         for tier in (Tier.HOST, Tier.DEVICE):

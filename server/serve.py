@@ -7,27 +7,25 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import transformers
 
 from polygraft.adapters import failpoints
 from polygraft.adapters.errors import Unavailable
 from polygraft.adapters.events import EventFeed
-from polygraft.adapters.limits import AdapterLimits
-from polygraft.adapters.manifest import check_base
 from polygraft.adapters.pins import Pins
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation_process import ValidationProcess
-from polygraft.adapters.weights import AdapterWeights, read_adapter
+from polygraft.server.adapter_reader import reader_of
 from polygraft.server.alias_duties import AliasParts, ResidencyEvents, build_aliases
+from polygraft.server.canary_watch import CanaryWatch
 from polygraft.server.config import ServerConfig
 from polygraft.server.constraints.compiler import ConstraintCompiler
 from polygraft.server.engine.config import EngineConfig
@@ -200,7 +198,7 @@ def _build(
     feed = EventFeed()
     keep_up(registry, opened, config.storage, metrics.store_reached, stack)
     residency = Residency(
-        _reader(registry, engine, limits, lambda digest: self_test.files(digest)),
+        reader_of(registry, engine, limits, lambda digest: self_test.files(digest)),
         engine.bank,
         host_bytes=config.adapters.host_bytes,
         workers=config.adapters.load_workers,
@@ -236,6 +234,9 @@ def _build(
         eos_token_ids=engine.eos_token_ids,
     )
     stack.callback(constraints.close)
+    canaries = CanaryWatch(
+        registry, config.canary, _threads(stack, "canary", 1), feed.add, metrics.count_withdrawal
+    )
     generation = TextGeneration(
         engine,
         registry,
@@ -248,6 +249,7 @@ def _build(
         ),
         metrics,
         constraints,
+        note_outcome=canaries.note,
         # Several, so that a long prompt does not hold the short ones behind it up.
         worker=_threads(stack, "encoder", 4),
         max_preparing=config.engine.max_queued_requests,
@@ -363,30 +365,6 @@ def serve(config: ServerConfig, announce: Callable[[RunningServer], None]) -> in
     import uvloop
 
     return uvloop.run(serve_until_signal(config, announce))
-
-
-def _reader(
-    registry: Registry,
-    engine: Engine,
-    limits: AdapterLimits,
-    under_test: Callable[[str], Mapping[str, Path] | None],
-) -> Callable[[str], AdapterWeights]:
-    """How the residency reads a version: the store may have been filled for another base."""
-
-    def read(digest: str) -> AdapterWeights:
-        files = under_test(digest)
-        if files is None:
-            check_base(registry.manifest(digest), engine.geometry)
-            files = registry.files(digest)
-        return read_adapter(
-            files,
-            engine.geometry,
-            limits,
-            dtype=engine.base.dtype,
-            allow_no_effect=True,  # whether that is wanted was decided when it was published
-        )
-
-    return read
 
 
 def _threads(stack: AsyncExitStack, name: str, count: int) -> Executor:
