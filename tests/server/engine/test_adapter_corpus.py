@@ -76,8 +76,9 @@ def computed(answer: Answer) -> Tensor:
     return torch.stack(answer.logits)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "native"), [*((base, True) for base in BASES), *((base, False) for base in ALL)]
+)
 def test_what_is_accepted_equals_peft_in_one_mixed_batch(
     base: str, native: bool, saved: Callable[[str], SavedBase]
 ) -> None:

@@ -245,3 +245,17 @@ def test_the_room_they_take_is_what_they_are_counted(name: str, dtype: str, save
     row_bytes = 64 * harness.engine.base.dtype.itemsize
     held = sum(tensor.nbytes for tensor in tensors)
     assert held <= bank._virtual[name] * row_bytes <= 2 * held + row_bytes
+
+
+def test_guessed_tokens_are_those_that_come_without_guessing(saved: Saved) -> None:
+    """A sequence has several rows of logits in a step then, and its adapter changes all of them."""
+    prompt = PROMPT[:12] * 4
+    plain, guessing = saved.harness(), saved.harness(speculation="auto", speculation_max_rows=128)
+    for harness in (plain, guessing):
+        for name in saved.adapters:
+            harness.submit(name, prompt, adapter=name, max_output_tokens=40)
+        harness.run()
+    drafted = guessing.engine.stats().speculation
+    assert drafted.accepted > 20, "nothing was guessed"
+    for name in saved.adapters:
+        assert guessing.answers[name].token_ids == plain.answers[name].token_ids, name
