@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from polygraft.trainer.classification import Classification, classify
 from polygraft.trainer.data import Example
+from polygraft.trainer.errors import DataError
+from polygraft.trainer.forms import Form
 from polygraft.trainer.metrics import exact_match, rouge_l, score_answers
 from polygraft.trainer.score import Score, difference
 from polygraft.trainer.source import Source
@@ -189,6 +191,12 @@ def score_candidate(candidate: Candidate, source: Source, split: str) -> list[Su
     if candidate.prompt is not None:
         source = source.with_prompt(candidate.prompt)
     rows = source.splits.named()[split]
+    if source.form is Form.TEXT:
+        raise DataError(
+            "rows of plain text ask nothing, so there are no answers to score.",
+            file=rows[0].source if rows else None,
+            hint="`polygraft train` scores them by perplexity; give rows with prompts here.",
+        )
     prompt = best_base_prompt(source, source.metric, candidate.ask_base)
     return [
         score_subject("base", prompt, rows, candidate.ask_base),

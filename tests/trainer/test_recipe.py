@@ -109,6 +109,12 @@ def test_data_files_are_beside_the_recipe(tmp_path: Path) -> None:
     assert load_recipe(path).data.train == str(tmp_path / "rows.jsonl")
 
 
+def test_data_of_the_hub_are_no_files_beside_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text('data: {train: "hf:me/rows:train.jsonl", split: {}}\n')
+    assert load_recipe(path).data.train == "hf:me/rows:train.jsonl"
+
+
 def test_a_written_recipe_reads_back_the_same(tmp_path: Path) -> None:
     config = parse_recipe({"data": TASK, "output": str(tmp_path), "eval": {"early_stopping": {}}})
     directory = RunDirectory.create(config)

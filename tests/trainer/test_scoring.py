@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from polygraft.trainer.config import Data
 from polygraft.trainer.data import Example
+from polygraft.trainer.errors import DataError
 from polygraft.trainer.generate import Answer
 from polygraft.trainer.remote import make_request
 from polygraft.trainer.scoring import (
@@ -50,6 +53,23 @@ def test_the_base_is_asked_with_its_best_wording() -> None:
         "base": "answer 2",
         "adapter": "no",
     }
+
+
+def test_rows_of_plain_text_have_no_answers_to_score(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "Once."}\n')
+    source = scored_rows(path, None, "{prompt}", "completion")
+    with pytest.raises(DataError, match=r"text.jsonl:1: .*no answers to score"):
+        score_candidate(Candidate(None, knows, knows, None), source, "test")
+
+
+def test_a_chat_is_sent_as_messages_to_base_and_adapter() -> None:
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"})
+    row = Example("1", "g", {}, "ok", "here", (*turns, {"role": "user", "content": "Bye"}))
+    request = make_request(PROMPT, row, "sum@live", by_variables=False)
+    assert request["messages"] == list(row.messages)
+    assert "prompt" not in request
+    assert "variables" not in request
 
 
 def test_an_instructed_prompt_is_the_same_for_base_and_adapter() -> None:

@@ -223,7 +223,8 @@ def _show(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table("split", "rows", "prompt tokens", "completion tokens", "labels")
+    title = "tokens: least - median - 95th percentile - most"
+    table = Table("split", "rows", "prompt", "completion", "labels", title=title)
     for name, part in result["splits"].items():
         spreads = [_spread(part["tokens"], key) for key in ("prompt", "completion")]
         labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items())
