@@ -43,12 +43,15 @@ TARGETS = tuple(SHARED_LIMIT)
 DECODE_BLOCK_M = 64  # tiles up to here must leave room for a second program on a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
 
-# The linear layers of Llama-3-8B: name, width of the sum, widths of the result's slices.
+# The linear layers of Llama-3-8B, and two of Qwen2.5-0.5B, which are small enough to be split in
+# large buckets: name, width of the sum, widths of the result's slices.
 SITES = (
     ("qkv", 4096, (4096, 1024, 1024)),
     ("gate_up", 4096, (14336, 14336)),
     ("down", 14336, (4096,)),
     ("o", 4096, (4096,)),
+    ("qkv of 896", 896, (896, 128, 128)),
+    ("down to 896", 4864, (896,)),
 )
 MARKS = ("<!-- compiled kernels: begin -->", "<!-- compiled kernels: end -->")
 
@@ -237,8 +240,8 @@ def label(form: Form) -> str:
 def table(results: Sequence[tuple[Form, Compiled]]) -> str:
     """The results in Markdown."""
     lines = [
-        f"Compiled with Triton {triton.__version__} in bfloat16 for the linear layers of "
-        "Llama-3-8B, at the first layer that takes these tiles.",
+        f"Compiled with Triton {triton.__version__} in bfloat16 for linear layers of "
+        "Llama-3-8B and Qwen2.5-0.5B, at the first layer that takes these tiles.",
         "",
         "| target | tiles M x N x K | of | columns | split | swapped | warps, stages | registers "
         "| spills | shared KB | matrix units | instructions |",

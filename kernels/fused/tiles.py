@@ -14,7 +14,8 @@ Target = Literal["sm_80", "sm_90", "gfx942"]
 
 LARGEST_BUCKET = 8192
 _SPLITS = (2, 4)
-_WIDEST_SPLIT = 128  # Why: wider tiles have no registers left for the sum of the parts
+# Why: wider tiles have no registers left for the sum of the parts (make check-kernels).
+_WIDEST_SPLIT: dict[Target, int] = {"sm_80": 64, "sm_90": 128, "gfx942": 128}
 _PROGRAMS_WANTED = 128  # Why: about one per multiprocessor of the chips in the table
 
 
@@ -111,7 +112,7 @@ def choice(bucket: Bucket, target: Target) -> TileConfig:
     where the tiles alone are fewer than the chip has multiprocessors."""
     config = _table_entry(bucket, target)
     config = replace(config, block_k=_largest_divisor(config.block_k, bucket.inputs))
-    if bucket.is_gradient or config.block_n > _WIDEST_SPLIT:
+    if bucket.is_gradient or config.block_n > _WIDEST_SPLIT[target]:
         return config
     (inputs,) = bucket.inputs
     tiles = config.num_tiles(bucket.rows, bucket.outputs)
@@ -125,7 +126,7 @@ def _table_entry(bucket: Bucket, target: Target) -> TileConfig:
     if bucket.is_gradient:
         return _GRADIENT_TILES[target]
     entries = [entry for rows, entry in _TABLES[target] if bucket.rows <= rows]
-    wide = entries[0].block_n > _WIDEST_SPLIT
+    wide = entries[0].block_n > _WIDEST_SPLIT[target]
     if wide and entries[0].num_tiles(bucket.rows, bucket.outputs) < _PROGRAMS_WANTED:
         return _TABLES[target][-2][1]  # tiles that leave registers for a split sum
     return entries[0]
