@@ -74,7 +74,7 @@ class GarbageCollector:
             report.num_bytes = sum(map(self._size, due))
         for start in range(0, 0 if dry_run else len(due), _BATCH):
             self._delete(due[start : start + _BATCH], references, report)
-        self._prune_aliases(references, report)
+        self._prune_aliases(references, report, now)
         if not dry_run:
             gone = {*report.deleted, *report.spared}
             self._write_pass({key: at for key, at in since.items() if key not in gone})
@@ -121,15 +121,14 @@ class GarbageCollector:
     def _finish_abandoned(self, references: References, now: float) -> None:
         """Removes the marks of a collector that died; what it meant to delete comes up again."""
         for mark in self._store.list(CONDEMNED):
-            at = 0.0
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                at = float(json.loads(self._store.get(mark))["at"])
-            if now - at > _ABANDONED_SECONDS:
+            if now - self._written_at(mark) > _ABANDONED_SECONDS:
                 self._store.delete(mark)
 
-    def _prune_aliases(self, references: References, report: GarbageReport) -> None:
+    def _prune_aliases(self, references: References, report: GarbageReport, now: float) -> None:
         for keys in references.alias_logs().values():
             for key in keys[: -self._kept_generations]:
+                if now - self._written_at(key) < self._min_age:
+                    break  # the others are younger
                 report.pruned_generations += 1
                 if not report.dry_run:
                     self._store.delete(key)
@@ -150,11 +149,14 @@ class GarbageCollector:
 
     def _drop_old_claims(self, now: float) -> None:
         for claim in self._store.list(CLAIMS):
-            at = 0.0
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                at = float(json.loads(self._store.get(claim))["at"])
-            if now - at > DAY:
+            if now - self._written_at(claim) > DAY:
                 self._store.delete(claim)
+
+    def _written_at(self, key: str) -> float:
+        """What the record says; long ago when it says nothing."""
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return float(json.loads(self._store.get(key))["at"])
+        return 0.0
 
     def _size(self, key: str) -> int:
         try:

@@ -30,7 +30,10 @@ class Log:
         self._prefix = prefix
 
     def append(self, number: int, entry: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The entry as written, or None when another writer has this number."""
+        """The entry as written, or None when another writer has this number or a later one."""
+        # Why: who is far behind may ask for a number whose entry has been collected as garbage.
+        if next(self._store.list(self._prefix, after=self._key(number)), None) is not None:
+            return None
         nonce = uuid.uuid4().hex
         written = {**entry, "at": time.time(), "nonce": nonce}
         key = self._key(number)

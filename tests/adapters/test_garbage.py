@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ HOUR = 3600.0
 
 class Clock:
     def __init__(self) -> None:
-        self.now = 1_000_000.0
+        self.now = time.time()
 
     def __call__(self) -> float:
         return self.now
@@ -130,21 +131,26 @@ def test_what_a_publish_under_way_claims_is_kept(
 
 
 def test_the_last_ten_moves_of_an_alias_stay_and_the_log_goes_on(
-    store: Store, press: Press, collector: GarbageCollector
+    store: Store, press: Press, collector: GarbageCollector, clock: Clock
 ) -> None:
-    registry = Registry(store)
+    registry, behind = Registry(store), Registry(store)
     for content in (1, 2):
         press.publish(registry, "sum", content)
+    behind.follow()
     for turn in range(20):
         registry.move_alias("sum", "live", turn % 2 + 1, reason=str(turn))
+    assert collector.collect().pruned_generations == 0  # all of today
+    clock.now += DAY + 60
     assert collector.collect(dry_run=True).pruned_generations == 10
     assert collector.collect().pruned_generations == 10
     again = Registry(store)
     assert [move.generation for move in again.alias_history("sum", "live")] == [*range(11, 21)]
     assert again.resolve("sum").number == 2
     assert again.move_alias("sum", "live", 1, expected_generation=20).generation == 21
+    # One that has seen none of them must not take a number whose entry is gone.
+    assert behind.move_alias("sum", "live", 2).generation == 22
     registry.follow()
-    assert registry.resolve("sum").number == 1
+    assert registry.resolve("sum").number == 2
 
 
 def test_nothing_is_deleted_while_a_record_cannot_be_read(
