@@ -33,12 +33,12 @@ LARGE_BASE_PARAMETERS = 100_000_000
 
 AUTOMATIC_RATES: dict[str, tuple[float, float]] = {
     # kind: (base below 20 M parameters, from 100 M). The first are measured on builtin:nano for
-    # lora and prompt, taken from its design trials for houlsby, selective and full, and guessed
-    # for the rest; the second are PEFT's published ones, where it has the method.
+    # lora and prompt, and tried in short runs for the others (docs/training.md); the second are
+    # PEFT's published ones, where it has the method.
     "lora": (5e-3, 2e-4),
     "prompt": (0.1, 3e-2),
-    "prefix": (3e-2, 5e-3),
-    "p_tuning": (5e-3, 1e-3),
+    "prefix": (0.1, 5e-3),
+    "p_tuning": (2e-2, 1e-3),
     "houlsby": (1e-2, 1e-3),
     "selective": (2e-3, 2e-5),
     "full": (1e-3, 2e-5),
