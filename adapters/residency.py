@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from polygraft.adapters.announcements import Announcements, call_safely
 from polygraft.adapters.errors import (
     AdapterIncompatible,
     DeadlineExpired,
@@ -75,7 +76,7 @@ class Residency:
         self._read = read
         self._device = device
         self._on_change = on_change
-        self._observer = observer
+        self._tell = Announcements(observer)
         self._pins = pins
         self._changed = threading.Condition()  # its lock guards the table
         rotation = Rotation(patience, time.monotonic)
@@ -202,7 +203,7 @@ class Residency:
                 dropped = self._table.is_absent(entry) and self._table.drop_host(entry)
                 self._table.let_go(entry)
         if dropped:
-            self._tell_evicted([digest], Tier.HOST)
+            self._tell.evicted([digest], Tier.HOST)
 
     def keep(self, digest: str, seconds: float) -> None:
         """For so long the version's host copy, if there is one, goes after those of others."""
@@ -307,8 +308,8 @@ class Residency:
             return
         with self._changed:
             dropped = self._table.was_read(entry, weights)
-        self._tell_loaded(entry.digest, Tier.HOST, time.monotonic() - started)
-        self._tell_evicted(dropped, Tier.HOST)
+        self._tell.loaded(entry.digest, Tier.HOST, time.monotonic() - started)
+        self._tell.evicted(dropped, Tier.HOST)
 
     def _place_loop(self) -> None:
         while True:
@@ -319,7 +320,7 @@ class Residency:
                 to_free = self._table.to_free.popleft() if self._table.to_free else None
                 to_place = None if to_free else self._table.next_to_place()
             if usable_again is not None:
-                self._call(self._on_change, usable_again)
+                call_safely(self._on_change, usable_again)
             if to_free is not None:
                 self._free(to_free)
             elif to_place is not None:
@@ -335,8 +336,8 @@ class Residency:
         return None
 
     def _free(self, entry: Entry) -> None:
-        self._call(self._device.free, entry.digest)
-        self._tell_evicted([entry.digest], Tier.DEVICE)
+        call_safely(self._device.free, entry.digest)
+        self._tell.evicted([entry.digest], Tier.DEVICE)
         with self._changed:
             self._table.was_freed(entry)
 
@@ -360,14 +361,14 @@ class Residency:
         try:
             self._device.copy(entry.digest, weights)
         except Exception as error:
-            self._call(self._device.free, entry.digest)
+            call_safely(self._device.free, entry.digest)
             self._fail(entry, error)
             return
         with self._changed:
             dropped = self._table.was_copied(entry)
-        self._tell_loaded(entry.digest, Tier.DEVICE, time.monotonic() - started)
-        self._tell_evicted(dropped, Tier.HOST)
-        self._call(self._on_change, entry.digest)
+        self._tell.loaded(entry.digest, Tier.DEVICE, time.monotonic() - started)
+        self._tell.evicted(dropped, Tier.HOST)
+        call_safely(self._on_change, entry.digest)
 
     def _check_fits(self, digest: str, weights: AdapterWeights) -> None:
         if why := self._device.fits(weights):
@@ -385,21 +386,4 @@ class Residency:
             logger.error("loading %s failed", entry.digest, exc_info=error)
         with self._changed:
             self._table.failed(entry, error)
-        self._call(self._on_change, entry.digest)
-
-    def _tell_loaded(self, digest: str, tier: Tier, seconds: float) -> None:
-        if self._observer is not None:
-            self._call(self._observer.loaded, digest, tier, seconds)
-
-    def _tell_evicted(self, digests: list[str], tier: Tier) -> None:
-        for digest in digests:
-            if self._observer is not None:
-                self._call(self._observer.evicted, digest, tier)
-
-    @staticmethod
-    def _call(callback: Callable[..., None], *arguments: object) -> None:
-        """Why swallow: a failing observer must not end the thread that all loads depend on."""
-        try:
-            callback(*arguments)
-        except Exception:
-            logger.exception("%r failed", callback)
+        call_safely(self._on_change, entry.digest)
