@@ -60,9 +60,12 @@ def event_of_move(record: AliasRecord) -> AdapterEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """Events with the cursor behind each. `missed`: some before them are not remembered."""
+    """Events with the cursor behind each; `start` is the one in front of them. `missed`: some
+    before them are not remembered.
+    """
 
     events: tuple[tuple[AdapterEvent, str], ...]
+    start: str
     missed: bool
 
 
@@ -101,7 +104,7 @@ class EventFeed:
     def after(self, cursor: str, *, residency: bool = False) -> EventBatch:
         """What happened behind the cursor; for one that is not of this feed, all it remembers."""
         with self._lock:
-            place = self._place(cursor)
+            place, last = self._place(cursor), self._last
             kinds = (False, True) if residency else (False,)
             missed = place is None or any(place < self._forgotten[kind] for kind in kinds)
             found = [
@@ -112,7 +115,7 @@ class EventFeed:
             ]
         found.sort(key=lambda numbered: numbered[0])
         events = tuple((event, self._cursor(number)) for number, event in found)
-        return EventBatch(events, missed)
+        return EventBatch(events, self._cursor(found[0][0] - 1 if found else last), missed)
 
     @contextmanager
     def listening(self, wake: Callable[[], None]) -> Iterator[None]:

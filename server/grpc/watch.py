@@ -69,6 +69,8 @@ class WatchSender:
             while True:
                 waker.clear()
                 batch = self._feed.after(cursor, residency=request.include_residency)
+                if batch.missed:
+                    cursor = batch.start
                 if batch.missed or is_first:
                     await self._write(write_place(cursor, missed=batch.missed), context)
                 is_first = False
@@ -76,8 +78,6 @@ class WatchSender:
                     if self._is_wanted(event, request.adapter_name):
                         await self._write(write_event(event, place), context)
                     cursor = place
-                if batch.missed and not batch.events:
-                    cursor = self._feed.cursor()
                 if self._is_ending:
                     raise Unavailable(
                         "the server is shutting down.", reason="DRAINING", hint="Watch again."

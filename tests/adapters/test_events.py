@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polygraft.adapters.events import AdapterEvent, EventFeed, EventKind
+from polygraft.adapters.events import AdapterEvent, EventBatch, EventFeed, EventKind
 
 PUBLISHED, LOADED = EventKind.PUBLISHED, EventKind.LOADED
 
@@ -37,6 +37,7 @@ def test_who_falls_behind_is_told() -> None:
     batch = feed.after(start)
     assert batch.missed
     assert [event.number for event, _ in batch.events] == [2, 3, 4]
+    assert feed.after(batch.start) == EventBatch(batch.events, batch.start, missed=False)
     assert not feed.after(batch.events[-1][1]).missed
 
 

@@ -242,6 +242,9 @@ async def test_watchers_see_what_happens_and_go_on_from_a_cursor(
         assert [await next_of(again) for _ in range(4)] == seen
     async with client.watch("sum", cursor="another.7") as lost:
         assert await next_of(lost) == ("missed", 0)
+        place = lost.cursor
+    async with client.watch("sum", cursor=place) as found:
+        assert await next_of(found) == ("watching", 0)
 
 
 async def test_loads_are_told_to_those_who_ask(
