@@ -464,6 +464,20 @@ def test_host_copies_stay_within_their_bytes() -> None:
     finish(bench)
 
 
+def test_a_version_kept_for_a_rollback_goes_last_from_the_host() -> None:
+    bench = Bench(host_bytes=3 * COPY_BYTES)
+    bench.load("left")
+    bench.residency.keep("left", 60.0)
+    bench.load("b", "c", "d", "e", "f", "g")
+    assert bench.residency.host_bytes() <= 3 * COPY_BYTES
+    bench.load("left")
+    assert bench.reads["left"] == 1
+    bench.residency.keep("left", 0.0)
+    bench.load("b", "c", "d", "e", "f", "g", "left")
+    assert bench.reads["left"] == 2, "no longer than asked for"
+    finish(bench)
+
+
 def test_waiting_loads_without_room_for_their_host_copies_still_get_their_turn() -> None:
     """Copies of waiting loads are dropped and read again, never in a circle."""
     bench = Bench(host_bytes=COPY_BYTES)
