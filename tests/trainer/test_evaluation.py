@@ -9,7 +9,7 @@ from torch import nn
 
 from polygraft.trainer.best import BestCheckpoint
 from polygraft.trainer.config import RunConfig
-from polygraft.trainer.divergence import check_magnitude, check_trained, largest_frozen_weight
+from polygraft.trainer.divergence import check_magnitude, check_trained, largest_base_weight
 from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation
 from polygraft.trainer.run import train
@@ -46,7 +46,7 @@ def test_exploded_broken_and_unmoved_tensors_are_told_apart() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     model.bias.fill_(-0.5)
-    assert largest_frozen_weight(model) == 0.5
+    assert largest_base_weight(model) == 0.5
     check_magnitude(model, 0.5)
     for wrong in (1000.0, float("nan"), float("inf")):
         with torch.no_grad():
