@@ -222,6 +222,11 @@ class Eval(Section):
     every: float = Field(default=1.0, gt=0, description="epochs between evaluations")
     metric: Literal["auto", "rougeL", "exact_match", "loss"] = "auto"
     early_stopping: Stopping | None = None
+    forgetting: str | None = Field(
+        default=None,
+        description="builtin:mix, or a file of rows with skill, prompt and completion: also asked "
+        "before, after and detached",
+    )
     generate: Generate = Generate()
 
 

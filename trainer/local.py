@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from polygraft.adapters.files import CONFIG_FILE, MANIFEST_FILE
@@ -32,11 +33,31 @@ from polygraft.trainer.source import build_recipe
 _LIMITS = AdapterLimits(max_rank=1024)
 
 
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An adapter directory that was checked, and its base without it."""
+
+    base: FrozenBase
+    manifest: Manifest | None
+    attach: Callable[[], Adapted]
+    """Puts the adapter on the base, once."""
+
+
 def load_candidate(path: Path, base_path: str | None) -> Candidate:
     """The adapter in a run or PEFT directory, on the base it was made for.
 
-    `base_path` is needed where the adapter names its base by a directory. Raises RecipeError when
-    the base cannot be told, and what the strict reader and the base check raise.
+    `base_path` is needed where the adapter names its base by a directory. Raises as
+    `open_adapter`.
+    """
+    opened = open_adapter(path, base_path)
+    return make_candidate(opened.base, opened.attach(), opened.manifest)
+
+
+def open_adapter(path: Path, base_path: str | None) -> OpenAdapter:
+    """Read an adapter directory and load its base, which stays untouched until `attach`.
+
+    Raises RecipeError when the base cannot be told, and what the strict reader and the base check
+    raise.
     """
     files = find_adapter(path)
     manifest = parse_manifest(files[MANIFEST_FILE].read_bytes()) if MANIFEST_FILE in files else None
@@ -47,17 +68,16 @@ def load_candidate(path: Path, base_path: str | None) -> Candidate:
     if manifest is not None:
         check_base(manifest, geometry)
     if is_unserved(files):
-        return make_candidate(base, load_unserved(base.model, files), manifest)
+        return OpenAdapter(base, manifest, lambda: load_unserved(base.model, files))
     read_adapter(files, geometry, _LIMITS, dtype=base.model.dtype)
-    peft_model = load(base.model, files[CONFIG_FILE].parent)
-    return make_candidate(base, peft_model, manifest)
+    return OpenAdapter(base, manifest, lambda: load(base.model, files[CONFIG_FILE].parent))
 
 
 def make_candidate(
     base: FrozenBase, peft_model: Adapted, manifest: Manifest | None = None
 ) -> Candidate:
     """An adapter in memory; the base answers with the adapter switched off."""
-    ask_base = _asker(base, None)
+    ask_base = asker(base, None)
 
     def ask_bare(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:
         with peft_model.disable_adapter():
@@ -66,13 +86,13 @@ def make_candidate(
     return Candidate(
         prompt=prompt_of(manifest) if manifest else None,
         ask_base=ask_bare,
-        ask_adapter=_asker(base, peft_model),
+        ask_adapter=asker(base, peft_model),
         digest=manifest.digest if manifest else None,
     )
 
 
-def _asker(base: FrozenBase, peft_model: Adapted | None) -> Ask:
-    """Ask a model by rendering rows as the server would."""
+def asker(base: FrozenBase, peft_model: Adapted | None) -> Ask:
+    """Asks a base, with or without an adapter, by rendering rows as the server would."""
 
     def ask(prompt: Prompt, rows: Sequence[Example]) -> list[Answer]:
         recipe = build_recipe(prompt, base.tokenizer, base.configured_eos)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from polygraft.trainer.drawing import new_figure, save_figure
+
 _SMOOTHING = 0.9
 
 
@@ -15,15 +17,10 @@ def plot_loss(metrics: Path, target: Path | io.StringIO, title: str) -> None:
 
     As PNG into a file, as SVG into a buffer.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [record for record in records if "loss" in record]
     checks = [record for record in records if "validation_loss" in record]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width=8, height=4.5)
     axes = figure.subplots()
     x = [record["step"] for record in steps]
     losses = [record["loss"] for record in steps]
@@ -39,11 +36,7 @@ def plot_loss(metrics: Path, target: Path | io.StringIO, title: str) -> None:
     axes.set(xlabel="step", ylabel="loss per completion token", title=title, yscale="log")
     _plot_metric(axes, checks)
     axes.legend(loc="lower left")
-    kind = "svg" if isinstance(target, io.StringIO) else "png"
-    # Without a date, and with a salt of ours, the same run gives the same bytes.
-    with rc_context({"svg.hashsalt": title}):
-        metadata = {"Date": None} if kind == "svg" else {}
-        figure.savefig(target, dpi=120, format=kind, metadata=metadata)
+    save_figure(figure, target, title)
 
 
 def _plot_metric(axes: Any, checks: list[dict[str, Any]]) -> None:

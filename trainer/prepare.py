@@ -11,6 +11,7 @@ from polygraft.trainer.config import RunConfig
 from polygraft.trainer.data import Example
 from polygraft.trainer.encode import Encoded, encode_examples
 from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.forgetting.general import General, load_general
 from polygraft.trainer.progress import Observer
 from polygraft.trainer.source import Source, build_recipe, load_source
 
@@ -37,6 +38,8 @@ class Prepared:
     geometry: BaseGeometry
     learning_rate: float
     max_new_tokens: int
+    general: General | None = None
+    """Old skills to ask before and after, where the recipe wants that."""
 
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
@@ -45,6 +48,8 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     from polygraft.trainer.frozen_base import load_frozen_base, load_tokenizer
 
     source = load_source(config.data)
+    asked = config.eval.forgetting
+    general = load_general(asked) if asked else None
     tokenizer = load_tokenizer(config.base.path)
     max_length = _max_length(config)
     checked = {
@@ -76,6 +81,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         geometry=geometry,
         learning_rate=learning_rate,
         max_new_tokens=max_new_tokens,
+        general=general,
     )
 
 

@@ -55,7 +55,7 @@ class _StrictLoader(yaml.SafeLoader):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe in `path` with `a.b=c` overrides applied. Raises RecipeError.
 
-    File names inside `data` are taken relative to the recipe file, so a recipe runs from anywhere.
+    File names in the recipe are taken relative to the recipe file, so a recipe runs from anywhere.
     """
     document = _read_yaml(path)
     for override in overrides:
@@ -65,6 +65,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         for key in ("train", "validation", "test"):
             if isinstance(data.get(key), str) and not data[key].startswith(HUB_PREFIX):
                 data[key] = str((path.parent / data[key]).resolve())
+    evaluation = document.get("eval")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("forgetting"), str):
+        name = evaluation["forgetting"]
+        if not name.startswith("builtin:"):
+            evaluation["forgetting"] = str((path.parent / name).resolve())
     return parse_recipe(document, file=str(path))
 
 

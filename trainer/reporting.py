@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from polygraft.adapters.manifest import Manifest, ScoreRecord, canonical_json
 from polygraft.trainer.evaluation import Evaluation
+from polygraft.trainer.forgetting.record import Forgetting
 from polygraft.trainer.forms import Form
 from polygraft.trainer.memory_account import MemoryAccount
 from polygraft.trainer.prepare import Prepared
@@ -53,6 +54,7 @@ def write_report(
     subjects: Sequence[Subject],
     seconds: float,
     memory: MemoryAccount | None,
+    forgetting: Forgetting | None = None,
 ) -> None:
     """report.json for programs, predictions.test.jsonl for eyes."""
     source, method = prepared.source, manifest.method
@@ -83,6 +85,8 @@ def write_report(
             "memory": memory.as_json() if memory else None,
         },
     }
+    if forgetting is not None:
+        report["forgetting"] = forgetting.as_json()
     directory.write_json("report.json", report)
     if subjects:
         directory.write_lines("predictions.test.jsonl", predictions(source.splits.test, subjects))

@@ -17,6 +17,8 @@ from polygraft.trainer.scoring import Subject, score_candidate
 
 if TYPE_CHECKING:
     from polygraft.trainer.evaluation import Evaluation
+    from polygraft.trainer.forgetting.measure import Knowledge
+    from polygraft.trainer.forgetting.record import Forgetting
     from polygraft.trainer.memory_account import MemoryAccount
     from polygraft.trainer.methods.adapted import Adapted
 
@@ -34,6 +36,8 @@ class RunResult:
     """Base and adapter on the test split; empty where the run was told not to score it."""
     seconds: float
     """Of the optimiser loop with its validations."""
+    forgetting: Forgetting | None = None
+    """Where the recipe asked for it."""
 
 
 def train(
@@ -135,6 +139,7 @@ def _run(
     from polygraft.trainer import methods
     from polygraft.trainer.best import trainable_tensors
     from polygraft.trainer.divergence import check_trained
+    from polygraft.trainer.forgetting.measure import ask_base
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
     from polygraft.trainer.probes import save_probes
@@ -142,6 +147,7 @@ def _run(
     from polygraft.trainer.saved import save_adapter
 
     directory.write_config(prepared.config)
+    remembered = ask_base(prepared.base, prepared.general) if prepared.general else None
     peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)
     untrained = trainable_tensors(peft_model)
     account = _predict_memory(prepared, peft_model, observer)
@@ -164,12 +170,13 @@ def _run(
         num_probes=num_probes,
         trained_parameters=sum(tensor.numel() for tensor in untrained.values()),
     )
+    forgetting = _forgetting(prepared, peft_model, remembered, observer)
     if account is not None:  # last, because its steps change the adapter
         account = _measure_memory(account, prepared, peft_model, observer)
-    write_report(prepared, directory, manifest, best, subjects, seconds, account)
+    write_report(prepared, directory, manifest, best, subjects, seconds, account, forgetting)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
-    return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds)
+    return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds, forgetting)
 
 
 def _predict_memory(
@@ -199,6 +206,19 @@ def _measure_memory(
         observer.note(f"the memory of a step could not be measured: {error}")
     observer.note(account.sentence())
     return account
+
+
+def _forgetting(
+    prepared: Prepared, peft_model: Adapted, before: Knowledge | None, observer: Observer
+) -> Forgetting | None:
+    from polygraft.trainer.forgetting.measure import with_change
+
+    if prepared.general is None or before is None:
+        return None
+    name = prepared.config.name
+    forgetting = with_change(name, prepared.base, peft_model, prepared.general, before)
+    observer.note(forgetting.sentence())
+    return forgetting
 
 
 def _score(prepared: Prepared, peft_model: Adapted) -> list[Subject]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from polygraft.trainer.drawing import svg_text
 from polygraft.trainer.errors import DataError
 from polygraft.trainer.report.examples import choose_examples
 from polygraft.trainer.run_listing import RunRecord
@@ -77,6 +78,8 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "examples": choose_examples(_predictions(run.directory), CHOSEN),
         "memory": (run.report.get("cost") or {}).get("memory"),
         "loss": _loss_picture(run.directory),
+        "forgetting": run.report.get("forgetting"),
+        "forgetting_picture": _forgetting_picture(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
     }
 
@@ -97,5 +100,16 @@ def _loss_picture(directory: Path) -> str:
         return ""
     buffer = io.StringIO()
     plot_loss(path, buffer, directory.name)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg_text(buffer)
+
+
+def _forgetting_picture(run: RunRecord) -> str:
+    """Bars of the old skills as SVG; empty where they were not asked."""
+    from polygraft.trainer.forgetting.view import plot_forgetting
+
+    record = run.report.get("forgetting")
+    if not record:
+        return ""
+    buffer = io.StringIO()
+    plot_forgetting([record], buffer, "old skills")
+    return svg_text(buffer)

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, str]] = {
     "templates": "List, show and apply prompt templates.",
     "store": "Look after the place where adapters are kept.",
     "train": "Train an adapter from a recipe.",
+    "forget": "Measure what a base forgets under a change, skill by skill.",
     "memory": "Predict the memory of a training step, by kind.",
     "runs": "List, show and compare training runs.",
     "report": "Write one HTML page about training runs.",
