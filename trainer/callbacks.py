@@ -18,6 +18,7 @@ from polygraft.trainer.config import Stopping
 from polygraft.trainer.divergence import check_magnitude
 from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
+from polygraft.trainer.processes import any_says
 from polygraft.trainer.progress import Observer
 
 
@@ -130,7 +131,8 @@ class GracefulInterrupt(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Trainer calls this after every optimiser step."""
-        if self.requested:
+        if any_says(self.requested):
+            self.requested = True  # Ctrl-C may have reached another process alone
             control.should_save = True
             control.should_training_stop = True
 

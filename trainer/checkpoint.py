@@ -33,7 +33,9 @@ class ExactCheckpoint(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Trainer calls this when a checkpoint is written."""
-        save_file(trainable_tensors(model), self._folder(state) / FILE)
+        folder = self._folder(state)
+        folder.mkdir(parents=True, exist_ok=True)  # only the first of several processes has it
+        save_file(trainable_tensors(model), folder / FILE)
 
     def on_train_begin(
         self,

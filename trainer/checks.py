@@ -23,7 +23,12 @@ class Checked:
 
 
 def check_rows(
-    split: str, rows: Sequence[Encoded], max_length: int, on_overflow: Literal["error", "drop"]
+    split: str,
+    rows: Sequence[Encoded],
+    max_length: int,
+    on_overflow: Literal["error", "drop"],
+    *,
+    repeats_are_meant: bool = False,
 ) -> Checked:
     """Drop a few bad rows with a warning, refuse many. Raises DataError naming the rows."""
     checked = Checked(list(rows))
@@ -31,7 +36,8 @@ def check_rows(
     _drop_long(split, checked, max_length, on_overflow)
     if not checked.rows:
         raise DataError(f"no row of the {split} split is left.", item=f"data.{split}")
-    _count_repeats(split, checked)
+    if not repeats_are_meant:
+        _count_repeats(split, checked)
     return checked
 
 

@@ -19,7 +19,7 @@ from polygraft.trainer.encode import encode_prompt
 from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.frozen_base import FrozenBase, load_frozen_base, load_tokenizer
 from polygraft.trainer.generate import Answer
-from polygraft.trainer.methods.adapted import Adapted
+from polygraft.trainer.methods.adapted import Adapted, AdaptedModel
 from polygraft.trainer.methods.peft_wrapping import load
 from polygraft.trainer.methods.unserved import is_unserved, load_unserved
 from polygraft.trainer.scoring import (
@@ -88,7 +88,15 @@ def make_candidate(
         ask_base=ask_bare,
         ask_adapter=asker(base, peft_model),
         digest=manifest.digest if manifest else None,
+        base=base,
+        virtual_tokens=_virtual_tokens(peft_model),
     )
+
+
+def _virtual_tokens(adapted: Adapted) -> int:
+    if isinstance(adapted, AdaptedModel) or not adapted.active_peft_config.is_prompt_learning:
+        return 0
+    return int(adapted.active_peft_config.num_virtual_tokens)
 
 
 def asker(base: FrozenBase, peft_model: Adapted | None) -> Ask:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from polygraft.trainer.collate import Collator
 from polygraft.trainer.config import RunConfig
 from polygraft.trainer.encode import Encoded
+from polygraft.trainer.processes import num_processes
 from polygraft.trainer.sampler import LengthGroupedSampler
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -20,7 +20,8 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 def steps_per_epoch(rows: int, config: RunConfig) -> int:
     """Optimiser steps in one pass over the rows."""
-    return math.ceil(math.ceil(rows / config.optim.batch) / config.optim.accumulate)
+    batches = math.ceil(rows / config.optim.batch)
+    return math.ceil(math.ceil(batches / num_processes()) / config.optim.accumulate)
 
 
 def total_steps(rows: int, config: RunConfig) -> int:
@@ -31,10 +32,12 @@ def total_steps(rows: int, config: RunConfig) -> int:
 class _LengthGroupedTrainer(Trainer):
     """Trainer with our order of rows; its own groups by length only columns of token ids.
 
-    `l2sp` times the squared distance from the start is added to the loss of each step.
+    `l2sp` times the squared distance from the start is added to the loss of each step, and `ewc`
+    times the distance that is weighed by Fisher information.
     """
 
     l2sp = 0.0
+    ewc = 0.0
 
     def compute_loss(
         self,
@@ -45,11 +48,15 @@ class _LengthGroupedTrainer(Trainer):
     ) -> Any:
         """The loss of one micro-batch; the penalty is shared among those of a step."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.l2sp or return_outputs:
+        if not (self.l2sp or self.ewc) or return_outputs:
             return loss
         # Trainer divides by the micro-batches itself where the model does not take their number.
         parts = self.current_gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1
-        return loss + self.l2sp * self.accelerator.unwrap_model(model).distance() / parts
+        changed = self.accelerator.unwrap_model(model)
+        penalty = self.l2sp * changed.distance() if self.l2sp else 0.0
+        if self.ewc:
+            penalty = penalty + self.ewc * changed.weighed_distance()
+        return loss + penalty / parts
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -63,7 +70,7 @@ def make_trainer(
     config: RunConfig,
     *,
     learning_rate: float,
-    collator: Collator,
+    collator: Callable[[Sequence[Encoded]], Any],
     checkpoints: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
@@ -82,6 +89,7 @@ def make_trainer(
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],
         max_grad_norm=optim.max_grad_norm,
+        bf16=config.runtime.precision == "bf16",
         seed=config.seed,
         data_seed=config.seed,
         use_cpu=peft_model.device.type == "cpu",
@@ -94,6 +102,8 @@ def make_trainer(
         disable_tqdm=True,
         report_to=[],
         log_level="error",
+        # A frozen base has nothing unused that is trained; looking for it costs a walk per step.
+        ddp_find_unused_parameters=False,
         save_strategy="no",
         save_total_limit=1,
     )
@@ -106,4 +116,5 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.l2sp = getattr(config.method, "l2sp", 0.0)
+    trainer.ewc = getattr(config.method, "ewc", 0.0)
     return trainer

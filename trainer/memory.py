@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
 MakeOptimizer = Callable[[nn.Module], Any]
 KINDS = ("weights", "gradients", "optimizer", "activations", "temporary")
 
@@ -44,8 +44,13 @@ class MemoryUse:
     peak: int
 
 
-def predict(model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch) -> MemoryUse:
-    """What the second step on `batch` will take; the first has no optimizer states yet."""
+def predict(
+    model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch, *, bf16: bool = False
+) -> MemoryUse:
+    """What the second step on `batch` will take; the first has no optimizer states yet.
+
+    `bf16` is for a forward pass under autocast.
+    """
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
     fake = FakeTensorMode()
@@ -54,13 +59,15 @@ def predict(model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch) -> Me
         inputs = {name: copy.deepcopy(value) for name, value in batch.items()}
     with fake:
         optimizer = make_optimizer(shadow)
-        _step(shadow, optimizer, inputs)
+        _step(shadow, optimizer, inputs, bf16)
         with _LiveMemory(shadow, optimizer) as live:
-            _step(shadow, optimizer, inputs)
+            _step(shadow, optimizer, inputs, bf16)
     return MemoryUse(**live.largest, peak=live.peak)
 
 
-def measure(model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch) -> int:
+def measure(
+    model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch, *, bf16: bool = False
+) -> int:
     """Peak bytes of a real step, weights and optimizer states included.
 
     The step changes the model: give a copy, or a model that is no longer needed.
@@ -68,17 +75,17 @@ def measure(model: nn.Module, make_optimizer: MakeOptimizer, batch: Batch) -> in
     from torch.profiler import ProfilerActivity, profile
 
     optimizer = make_optimizer(model)
-    _step(model, optimizer, batch)
+    _step(model, optimizer, batch, bf16)
     if next(model.parameters()).is_cuda:
         torch.cuda.reset_peak_memory_stats()
-        _step(model, optimizer, batch)
+        _step(model, optimizer, batch, bf16)
         return torch.cuda.max_memory_allocated()
     static = sum(size for _, size in _static(model, optimizer))
     recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _silent_stderr():
         recorded.__enter__()
     try:
-        _step(model, optimizer, batch)
+        _step(model, optimizer, batch, bf16)
     finally:
         with _silent_stderr():
             recorded.__exit__(None, None, None)
@@ -105,8 +112,11 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _step(model: nn.Module, optimizer: Any, batch: Batch) -> None:
-    model(**batch).loss.backward()
+def _step(model: nn.Module, optimizer: Any, batch: Batch, bf16: bool) -> None:
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        loss = model(**batch).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -125,8 +135,9 @@ def _static(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, int]]:
 
 
 def _start(model: nn.Module) -> list[Tensor]:
-    """Weights that a method keeps to go back to."""
-    return list(getattr(model, "_start", {}).values())
+    """What a method keeps beside the weights, as to go back to."""
+    kept = getattr(model, "kept_tensors", None)
+    return list(kept()) if kept is not None else []
 
 
 class _LiveMemory(TorchDispatchMode):

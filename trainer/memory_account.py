@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from polygraft.trainer.collate import Collator
 from polygraft.trainer.encode import Encoded
 from polygraft.trainer.memory import KINDS, MemoryUse, measure, predict
+from polygraft.trainer.packing import training_collator
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def predict_account(model: nn.Module, prepared: Prepared) -> MemoryAccount:
     was_training = model.training
     model.train()
     try:
-        use = predict(model, _optimizer, _inputs(rows, prepared))
+        use = predict(model, _optimizer, _inputs(rows, prepared), bf16=_is_bf16(prepared))
     finally:
         model.train(was_training)
     return MemoryAccount(len(rows), max(len(row.input_ids) for row in rows), use)
@@ -66,7 +66,7 @@ def measure_account(account: MemoryAccount, model: nn.Module, prepared: Prepared
     """After a run: two real steps, which change the model."""
     rows = largest_batch(prepared.train, prepared.config.optim.batch)
     model.train()
-    measured = measure(model, _optimizer, _inputs(rows, prepared))
+    measured = measure(model, _optimizer, _inputs(rows, prepared), bf16=_is_bf16(prepared))
     return MemoryAccount(account.rows, account.length, account.predicted, measured)
 
 
@@ -99,11 +99,16 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.{min(digits, 2)}f} MB"
 
 
+def _is_bf16(prepared: Prepared) -> bool:
+    return prepared.config.runtime.precision == "bf16"
+
+
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=1e-6, foreach=False)
 
 
-def _inputs(rows: Sequence[Encoded], prepared: Prepared) -> dict[str, torch.Tensor]:
-    batch = Collator(prepared.base.eos_token_ids[0])(rows)
-    return {name: tensor.to(prepared.base.model.device) for name, tensor in batch.items()}
+def _inputs(rows: Sequence[Encoded], prepared: Prepared) -> dict[str, Any]:
+    device = prepared.base.model.device
+    batch = training_collator(prepared)(rows)
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

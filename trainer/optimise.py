@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from polygraft.trainer import methods
@@ -14,6 +15,7 @@ from polygraft.trainer.errors import TrainingFailed
 from polygraft.trainer.evaluation import Evaluation, Evaluator
 from polygraft.trainer.loop import make_trainer, steps_per_epoch
 from polygraft.trainer.methods.adapted import Adapted
+from polygraft.trainer.packing import training_collator
 from polygraft.trainer.prepare import Prepared
 from polygraft.trainer.progress import Observer
 from polygraft.trainer.run_directory import RunDirectory
@@ -46,7 +48,7 @@ def optimise(
         prepared.train,
         config,
         learning_rate=prepared.learning_rate,
-        collator=collator,
+        collator=training_collator(prepared),
         checkpoints=directory.checkpoints,
         callbacks=[
             history,
@@ -64,6 +66,7 @@ def optimise(
     )
     start = None if resumed else evaluator(peft_model, 0)
     if start is not None:
+        _check_start(start)
         journal.record(start)
     observer.started(trainer.args.max_steps)
     with interrupt.installed():
@@ -122,6 +125,16 @@ def _evaluator(prepared: Prepared, collator: Collator) -> Evaluator:
         collator=collator,
         make_generator=lambda model: methods.generator(base, model, recipe),
     )
+
+
+def _check_start(start: Evaluation) -> None:
+    """A base that is broken from the start is no fault of the learning rate."""
+    if not math.isfinite(start.loss):
+        raise TrainingFailed(
+            f"the validation loss is {start.loss} before the first step; nothing was saved.",
+            item="base",
+            hint="The base's weights are broken, or init_from's.",
+        )
 
 
 def _learned(start: Evaluation | None, best: Evaluation | None) -> Evaluation:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from polygraft.trainer.checks import Checked, check_rows
+from polygraft.trainer.checked_data import check_data
 from polygraft.trainer.config import RunConfig
-from polygraft.trainer.data import Example
-from polygraft.trainer.encode import Encoded, encode_examples
-from polygraft.trainer.errors import RecipeError
+from polygraft.trainer.encode import Encoded
 from polygraft.trainer.forgetting.general import General, load_general
+from polygraft.trainer.machine import (
+    choose_device,
+    choose_precision,
+    refuse_quantized,
+    set_threads,
+)
+from polygraft.trainer.mixture import Mixed
+from polygraft.trainer.processes import join
 from polygraft.trainer.progress import Observer
-from polygraft.trainer.source import Source, build_recipe, load_source
+from polygraft.trainer.source import Source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from polygraft.adapters.geometry import BaseGeometry
     from polygraft.trainer.frozen_base import FrozenBase
-
-DEFAULT_MAX_LENGTH = 2048
-"""Tokens of a row where the recipe sets no limit and the base has more positions."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Prepared:
     """With every automatic choice made."""
     source: Source
     train: list[Encoded]
+    """With the rows of the mixture."""
     validation: list[Encoded]
+    mixed: list[Mixed]
     base: FrozenBase
     geometry: BaseGeometry
     learning_rate: float
@@ -45,75 +48,47 @@ class Prepared:
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
     """Load and check the data, then the base; resolve what the recipe left to the trainer."""
     from polygraft.adapters.geometry import describe_base
-    from polygraft.trainer.frozen_base import load_frozen_base, load_tokenizer
+    from polygraft.trainer.frozen_base import load_frozen_base
 
-    source = load_source(config.data)
+    data = check_data(config)
     asked = config.eval.forgetting
     general = load_general(asked) if asked else None
-    tokenizer = load_tokenizer(config.base.path)
-    max_length = _max_length(config)
-    checked = {
-        name: _checked(name, rows, source, tokenizer, max_length, config.data.on_overflow)
-        for name, rows in source.splits.named().items()
-    }
-    for note in [*source.notes, *(w for part in checked.values() for w in part.warnings)]:
+    for note in data.notes:
         observer.note(note)
-    device = _device(config.runtime.device)
-    base = load_frozen_base(config.base.path, tokenizer, dtype=config.base.dtype, device=device)
-    threads = _set_threads(config, base)
+    for part in data.mixed:
+        observer.note(f"mixed in: {len(part.rows)} rows of {part.ingredient.name}")
+    device = choose_device(config.runtime.device)
+    refuse_quantized(config.method, device)
+    join(device)
+    precision = choose_precision(config.runtime.precision, device, observer)
+    base = load_frozen_base(
+        config.base.path, data.tokenizer, dtype=config.base.dtype, device=device
+    )
+    threads = set_threads(config, base)
     geometry = describe_base(
         base.model, base.model.config, name=base.name, fingerprint=base.fingerprint
     )
-    train, validation = checked["train"].rows, checked["validation"].rows
+    source, train = data.source, data.splits["train"]
     learning_rate = _learning_rate(config, base)
     max_new_tokens = _max_new_tokens(config, source, train)
     observer.note(
         f"learning rate {learning_rate:g}, judged by {_metric(config, source)}, answers of up to "
         f"{max_new_tokens} tokens"
     )
-    kept = {name: [row.example for row in part.rows] for name, part in checked.items()}
     return Prepared(
-        config=_resolved(config, source, base, max_length, learning_rate, max_new_tokens, threads),
-        source=source.with_rows(**kept).with_limit(max_new_tokens),
-        train=train,
-        validation=validation,
+        config=_resolved(
+            config, source, base, data.max_length, learning_rate, max_new_tokens, threads, precision
+        ),
+        source=source.with_limit(max_new_tokens),
+        train=data.train,
+        validation=data.splits["validation"],
+        mixed=data.mixed,
         base=base,
         geometry=geometry,
         learning_rate=learning_rate,
         max_new_tokens=max_new_tokens,
         general=general,
     )
-
-
-def _checked(
-    name: str,
-    rows: Sequence[Example],
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    on_overflow: Literal["error", "drop"],
-) -> Checked:
-    encoded = encode_examples(rows, build_recipe(source.prompt, tokenizer), tokenizer)
-    return check_rows(name, encoded, max_length, on_overflow)
-
-
-def _max_length(config: RunConfig) -> int:
-    """Tokens a row may have: a soft prompt in front of it must fit the base's positions too."""
-    from polygraft.trainer.frozen_base import read_context_length
-
-    virtual: int = getattr(config.method, "virtual_tokens", 0)
-    window = read_context_length(config.base.path)
-    wanted = config.data.max_length
-    if wanted is None:
-        return DEFAULT_MAX_LENGTH if window is None else min(window - virtual, DEFAULT_MAX_LENGTH)
-    if window is not None and wanted + virtual > window:
-        raise RecipeError(
-            f"rows of up to {wanted} tokens and {virtual} virtual tokens do not fit the base's "
-            f"context of {window}.",
-            item="data.max_length",
-            hint=f"Set it to at most {window - virtual}, or leave it out.",
-        )
-    return wanted
 
 
 def _learning_rate(config: RunConfig, base: FrozenBase) -> float:
@@ -147,6 +122,7 @@ def _resolved(
     learning_rate: float,
     max_new_tokens: int,
     threads: int,
+    precision: str,
 ) -> RunConfig:
     """The recipe with every `auto` replaced by what it means here."""
     evaluation = config.eval
@@ -159,34 +135,11 @@ def _resolved(
                 update={"metric": _metric(config, source), "generate": generate}
             ),
             "runtime": config.runtime.model_copy(
-                update={"device": base.model.device.type, "threads": threads}
+                update={
+                    "device": base.model.device.type,
+                    "threads": threads,
+                    "precision": precision,
+                }
             ),
         }
     )
-
-
-def _set_threads(config: RunConfig, base: FrozenBase) -> int:
-    """The compute threads of this process; `run.train` puts the old number back.
-
-    Why one for small bases: a second thread gains little on them, and on cores that others use as
-    well (a server) threads spin waiting for each other, which was up to ten times slower.
-    """
-    import torch
-
-    from polygraft.trainer.methods import SMALL_BASE_PARAMETERS
-
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
-    elif base.model.num_parameters() < SMALL_BASE_PARAMETERS:
-        torch.set_num_threads(1)
-    return int(torch.get_num_threads())
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("torch sees no CUDA device.", item="runtime.device", hint="Use auto.")
-    return wanted

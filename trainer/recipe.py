@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from polygraft.trainer.config import Method, RunConfig
 from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.rows import HUB_PREFIX
 
+M = TypeVar("M", bound=BaseModel)
 RESOLVED = "config.resolved.yaml"
 """In every run directory."""
 # The same settings as transformers, peft and other trainers call them.
@@ -57,20 +58,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     File names in the recipe are taken relative to the recipe file, so a recipe runs from anywhere.
     """
-    document = _read_yaml(path)
-    for override in overrides:
-        _apply(document, override)
-    data = document.get("data")
-    if isinstance(data, dict):
-        for key in ("train", "validation", "test"):
-            if isinstance(data.get(key), str) and not data[key].startswith(HUB_PREFIX):
-                data[key] = str((path.parent / data[key]).resolve())
-    evaluation = document.get("eval")
-    if isinstance(evaluation, dict) and isinstance(evaluation.get("forgetting"), str):
-        name = evaluation["forgetting"]
-        if not name.startswith("builtin:"):
-            evaluation["forgetting"] = str((path.parent / name).resolve())
+    document = read_document(path, overrides)
+    place_files(document, path.parent)
     return parse_recipe(document, file=str(path))
+
+
+def place_files(document: dict[str, Any], folder: Path) -> None:
+    """Make the file names of a recipe absolute, in place: they are relative to its folder."""
+    data, method = document.get("data"), document.get("method")
+    sections = [(data, ("train", "validation", "test")), (document, ("init_from",))]
+    if isinstance(data, dict) and isinstance(data.get("mixture"), list):
+        sections += [(ingredient, ("data",)) for ingredient in data["mixture"]]
+    if isinstance(method, dict):
+        sections.append((method.get("fisher"), ("data",)))
+    sections.append((document.get("eval"), ("forgetting",)))
+    for section, keys in sections:
+        for key in keys if isinstance(section, dict) else ():
+            name = section.get(key)
+            if isinstance(name, str) and not name.startswith((HUB_PREFIX, "builtin:")):
+                section[key] = str((folder / name).resolve())
 
 
 def load_resolved(run: Path) -> RunConfig:
@@ -81,11 +87,24 @@ def load_resolved(run: Path) -> RunConfig:
 
 def parse_recipe(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
     """Validate a recipe given as a mapping. Raises RecipeError listing every problem."""
+    return validated(RunConfig, document, file=file)
+
+
+def validated(model: type[M], document: Mapping[str, Any], *, file: str | None = None) -> M:
+    """A document of any of our sections. Raises RecipeError listing every problem."""
     try:
-        return RunConfig.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
-        problems = dict.fromkeys(_sentence(dict(item)) for item in error.errors())
+        problems = dict.fromkeys(_sentence(dict(item), model) for item in error.errors())
         raise RecipeError("\n".join(problems), file=file) from None
+
+
+def read_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, with `a.b=c` overrides applied. Raises RecipeError."""
+    document = _read_yaml(path)
+    for override in overrides:
+        _apply(document, override)
+    return document
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -118,9 +137,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {key}: the value is not valid YAML: {error}") from None
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _sentence(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     kind, input_ = str(error["type"]), error.get("input")
-    key, known = _walk(error["loc"])
+    key, known = _walk(error["loc"], root)
     if kind == "extra_forbidden":
         name = str(error["loc"][-1])
         return f"{key}: unknown key{_nearest(name, known)} Known: {', '.join(known)}."
@@ -142,14 +161,17 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f", did you mean {match[0]!r}?" if match else "."
 
 
-def _walk(location: Sequence[str | int]) -> tuple[str, list[str]]:
+def _walk(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, list[str]]:
     """The dotted key an error is about, and the keys known in the section that holds it.
 
     pydantic puts the tag or type of a union member into the location; those are no keys.
     """
-    sections: list[type[BaseModel]] = [RunConfig]
-    known, shown = sorted(RunConfig.model_fields), list[str]()
+    sections: list[type[BaseModel]] = [root]
+    known, shown = sorted(root.model_fields), list[str]()
     for part in map(str, location):
+        if part.isdigit() and shown:
+            shown[-1] += f"[{part}]"
+            continue
         tagged = [s for s in sections if _tag(s) == part]
         if tagged and len(sections) > 1:
             sections = tagged

@@ -12,6 +12,7 @@ from polygraft.trainer.data import Example
 from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.generate import Answer
 from polygraft.trainer.scoring import Ask, Candidate, Prompt, prompt_of
+from polygraft.trainer.shots import fill
 from polygraft.trainer.source import max_output_tokens
 
 CONCURRENCY = 32
@@ -33,6 +34,7 @@ def connect_candidate(address: str, reference: str) -> Candidate:
         ask_base=server_asker(address, "", by_variables=False),
         ask_adapter=server_asker(address, version.digest, by_variables=prompt is not None),
         digest=version.digest,
+        virtual_tokens=version.virtual_tokens,
     )
 
 
@@ -55,24 +57,32 @@ def make_request(
         "temperature": 0.0,
         "max_output_tokens": max_output_tokens(prompt),
     }
-    if row.messages:
-        return request | {"messages": list(row.messages)}
-    if by_variables:
+    if by_variables and not row.messages:
         return request | {"variables": row.variables}
-    request |= {
+    stops = {
         "stop": prompt.get("stop_sequences") or (),
         "stop_token_ids": prompt.get("stop_token_ids") or (),
     }
-    text = "".join(
-        segment["text"] if "text" in segment else row.variables[segment["var"]]
-        for segment in prompt["segments"]
-    )
+    return request | stops | _text_input(prompt, row)
+
+
+def count_tokens(address: str, adapter: str, prompt: Prompt, rows: Sequence[Example]) -> list[int]:
+    """Prompt tokens of each row as the server encodes it, without virtual ones."""
+    with Client(address) as client:
+        return [len(client.tokenize(adapter=adapter, **_text_input(prompt, row))) for row in rows]
+
+
+def _text_input(prompt: Prompt, row: Example) -> dict[str, Any]:
+    """The row as finished text or messages."""
+    if row.messages:
+        return {"messages": list(row.messages)}
+    text = fill(prompt, row)
     if prompt["wrap"] != "chat":
-        return request | {"prompt": text}
+        return {"prompt": text}
     messages = [{"role": "user", "content": text}]
     if prompt.get("system"):
         messages.insert(0, {"role": "system", "content": prompt["system"]})
-    return request | {"messages": messages}
+    return {"messages": messages}
 
 
 async def _ask_all(address: str, requests: Sequence[dict[str, Any]]) -> list[Answer]:

@@ -24,6 +24,7 @@ def write_manifest(
     *,
     num_probes: int | None,
     trained_parameters: int,
+    parent: str | None = None,
 ) -> Manifest:
     """The manifest in canonical form; its sha256 is the identity of the version."""
     base, source = prepared.base, prepared.source
@@ -36,10 +37,12 @@ def write_manifest(
         if source.form is Form.MESSAGES  # requests send messages, which the base's template takes
         else build_recipe(source.prompt, base.tokenizer, base.configured_eos),
         splits=source.splits,
+        mixed=prepared.mixed,
         group_key=source.group_key,
         scores=_score_records(prepared, subjects),
         num_probes=num_probes,
         trained_parameters=trained_parameters,
+        parent=parent,
         minutes=seconds / 60,
     )
     (directory.work / "manifest.json").write_bytes(canonical_json(manifest))

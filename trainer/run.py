@@ -11,6 +11,7 @@ from polygraft.trainer.config import RunConfig
 from polygraft.trainer.errors import Interrupted, TrainingFailed
 from polygraft.trainer.forms import Form
 from polygraft.trainer.prepare import Prepared, prepare
+from polygraft.trainer.processes import is_first, run_directory
 from polygraft.trainer.progress import Observer, Silent
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.scoring import Subject, score_candidate
@@ -51,14 +52,15 @@ def train(
 
     `resume` is the directory that an interrupted run left, whose recipe `config` then is. Raises
     RecipeError, DataError, TrainingFailed (nothing is left behind), Interrupted (the state is).
+    Where several processes train together, all but the first return a result without a directory.
     """
     import torch
 
     threads = torch.get_num_threads()
     try:
         prepared = prepare(config, observer or Silent())
-        directory = RunDirectory.reopen(resume) if resume else RunDirectory.create(config)
-        return _guarded(prepared, directory, observer or Silent(), score_test, bool(resume))
+        with run_directory(config, resume) as directory:
+            return _guarded(prepared, directory, observer or Silent(), score_test, bool(resume))
     finally:
         torch.set_num_threads(threads)
 
@@ -149,12 +151,16 @@ def _run(
     directory.write_config(prepared.config)
     remembered = ask_base(prepared.base, prepared.general) if prepared.general else None
     peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)
+    parent = _take_up_earlier(prepared, peft_model, observer)
+    _make_ready(prepared, peft_model, observer)
     untrained = trainable_tensors(peft_model)
     account = _predict_memory(prepared, peft_model, observer)
     started = time.monotonic()
     best = optimise(peft_model, prepared, directory, observer, resumed=resumed)
     seconds = time.monotonic() - started
     check_trained(untrained, trainable_tensors(peft_model))
+    if not is_first():
+        return RunResult(directory.final, "", prepared.config, best, [], seconds)
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
     num_probes = None
     if isinstance(peft_model, PeftModel):  # what no server computes needs no witness
@@ -169,6 +175,7 @@ def _run(
         seconds,
         num_probes=num_probes,
         trained_parameters=sum(tensor.numel() for tensor in untrained.values()),
+        parent=parent,
     )
     forgetting = _forgetting(prepared, peft_model, remembered, observer)
     if account is not None:  # last, because its steps change the adapter
@@ -177,6 +184,29 @@ def _run(
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds, forgetting)
+
+
+def _take_up_earlier(prepared: Prepared, peft_model: Adapted, observer: Observer) -> str | None:
+    """Start from `init_from`, if the recipe says so; the digest of what was there."""
+    from polygraft.trainer.methods.continuing import continue_from
+
+    if prepared.config.init_from is None:
+        return None
+    digest = continue_from(peft_model, prepared.config.init_from, prepared.geometry)
+    observer.note(f"goes on from {prepared.config.init_from.name} ({digest[:19]}...)")
+    return digest
+
+
+def _make_ready(prepared: Prepared, peft_model: Adapted, observer: Observer) -> None:
+    """What a recipe asks of the model before its first step."""
+    from polygraft.trainer.methods.adapted import ChangedModel
+    from polygraft.trainer.methods.fisher import weigh_by_fisher
+    from polygraft.trainer.packing import check_packing
+
+    if prepared.config.data.packing:
+        check_packing(peft_model, len(prepared.base.tokenizer))
+    if isinstance(peft_model, ChangedModel) and getattr(prepared.config.method, "ewc", 0.0):
+        weigh_by_fisher(peft_model, prepared, observer)
 
 
 def _predict_memory(

@@ -115,9 +115,20 @@ class RunDirectory:
 
 def config_sha256(config: RunConfig) -> str:
     """Identity of what a run computes: the recipe without names and places of files."""
-    places = {"train", "validation", "test"}
     content = config.model_dump(
         mode="json",
-        exclude={"name": True, "output": True, "base": {"path"}, "data": places},
+        exclude={
+            "name": True,
+            "output": True,
+            "init_from": True,
+            "base": {"path"},
+            "data": {
+                "train": True,
+                "validation": True,
+                "test": True,
+                "mixture": {"__all__": {"data"}},
+            },
+            "method": {"fisher": {"data"}},
+        },
     )
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

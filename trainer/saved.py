@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polygraft.trainer.config import RunConfig
     from polygraft.trainer.frozen_base import FrozenBase
     from polygraft.trainer.methods.adapted import Adapted, AdaptedModel
+    from polygraft.trainer.mixture import Mixed
     from polygraft.trainer.splits import Splits
 
 
@@ -74,10 +75,12 @@ def build_manifest(
     geometry: BaseGeometry,
     recipe: PromptRecipe | None,
     splits: Splits,
+    mixed: Sequence[Mixed],
     group_key: str | None,
     scores: Sequence[ScoreRecord],
     num_probes: int | None,
     trained_parameters: int,
+    parent: str | None,
     minutes: float,
 ) -> Manifest:
     """The manifest of the adapter in `directory`, whose files are read back as a server would."""
@@ -143,6 +146,10 @@ def build_manifest(
                 split=name, rows=len(rows), sha256=splits.hashes()[name], group_key=group_key
             )
             for name, rows in splits.named().items()
+        )
+        + tuple(
+            DataRecord(split=f"mixture:{p.ingredient.name}", rows=len(p.rows), sha256=p.sha256)
+            for p in mixed
         ),
         method=MethodRecord(
             name=config.method.kind,
@@ -161,6 +168,7 @@ def build_manifest(
             "python": platform.python_version(),
             "device": base.model.device.type,
             "minutes": f"{minutes:.2f}",
+            **({"parent": parent} if parent else {}),
             **({"not_servable": unserved} if unserved else {}),
         },
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from polygraft.adapters.manifest import Manifest
+    from polygraft.trainer.frozen_base import FrozenBase
     from polygraft.trainer.generate import Answer
 
 Prompt = Mapping[str, Any]
@@ -42,6 +43,10 @@ class Candidate:
     ask_adapter: Ask
     digest: str | None
     """Its version, where it has one."""
+    base: FrozenBase | None = None
+    """Where the adapter is in this process."""
+    virtual_tokens: int = 0
+    """That it puts in front of every prompt."""
 
 
 @dataclass(frozen=True)

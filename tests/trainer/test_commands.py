@@ -75,6 +75,10 @@ def test_an_adapter_of_another_base_is_refused(
         ("optim.lr=1e9", 4, "nothing was saved"),
         ("data.completion=nothing", 3, "nothing: no such field"),
         ("data.train=none.jsonl", 3, "cannot be read"),
+        ("data.max_length=4", 3, "rows are longer than 4 tokens"),
+        ("data.mixture=[{task: 'builtin:dsun'}]", 2, "no built-in task 'dsun'"),
+        ("method.quantize=nf4", 2, "with a CUDA device"),
+        ("init_from=nothing", 2, "there is no such directory"),
     ],
 )
 def test_a_failure_is_one_sentence_and_its_exit_code(
@@ -100,7 +104,7 @@ def test_wrong_arguments_are_named(arguments: list[str], says: str) -> None:
     assert says in error
 
 
-@pytest.mark.parametrize("command", ["train", "score", "demo"])
+@pytest.mark.parametrize("command", ["train", "score", "demo", "icl", "mix", "chain"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     heavy = "{'torch', 'transformers', 'peft', 'grpc', 'matplotlib', 'nltk'}"
     program = (
@@ -130,3 +134,28 @@ def test_configuration_errors_come_before_torch(recipe: Path) -> None:
         check=True,
     )
     assert "CODE 2 False" in done.stdout
+
+
+def test_mix_shows_and_writes_what_is_trained_on(
+    recipe: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    mixture = (
+        f"data.mixture=[{{data: '{toy_file}', cap: 20, rate: 1.5, template: 'Again {{prompt}}'}}]"
+    )
+    out = tmp_path / "mixed.jsonl"
+    code, output, _ = run("mix", recipe, "--set", mixture, "--out", out, "--json")
+    assert code == 0
+    own, mixed = json.loads(output)["parts"]
+    assert (mixed["distinct"], mixed["rows"], mixed["rate"]) == (20, 30, 1.5)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == own["rows"] + 30
+    assert all(row["prompt"].startswith("Again ") for row in rows[-30:])
+    # One token per byte and an end token: the counts can be counted.
+    texts = [row["prompt"] + row["completion"] for row in rows[-30:]]
+    assert mixed["tokens"] == sum(len(text) for text in texts) + 30
+    again = tmp_path / "again.jsonl"
+    code, output, _ = run("mix", recipe, "--set", mixture, "--out", again)
+    assert (code, again.read_bytes()) == (0, out.read_bytes())
+    assert "toy.jsonl" in output
+    code, _, error = run("mix", recipe, "--out", tmp_path / "no" / "where.jsonl")
+    assert (code, "cannot be written" in error) == (2, True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from polygraft.trainer.chain.recipe import load_chain
+from polygraft.trainer.checked_data import check_data
 from polygraft.trainer.config import Data
 from polygraft.trainer.demo.server_process import ServerProcess
 from polygraft.trainer.recipe import load_recipe, parse_recipe
@@ -19,9 +21,27 @@ def test_the_example_recipe_is_valid_and_says_the_defaults(repository_root: Path
 def test_the_recipes_of_the_guide_are_valid(repository_root: Path) -> None:
     guide = (repository_root / "docs" / "training.md").read_text()
     blocks = [part.split("```")[0] for part in guide.split("```yaml\n")[1:]]
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         parse_recipe(yaml.safe_load(block))
+
+
+def test_the_example_mixture_is_what_its_comments_say(repository_root: Path) -> None:
+    data = check_data(load_recipe(repository_root / "examples" / "mixture.yaml"))
+    rows = {mixed.ingredient.name: len(mixed.rows) for mixed in data.mixed}
+    assert rows == {"builtin:mix": 600, "builtin:route": 100, "builtin:story": 100}
+    behind = [row for row in data.mixed[2].rows if row.example.messages]
+    assert 30 < len(behind) < 70
+    assert len(data.train) == 600 + 800
+    assert data.notes == []
+
+
+def test_the_example_chain_is_valid(repository_root: Path) -> None:
+    chain, (general, company) = load_chain(repository_root / "examples" / "two_rounds.yaml")
+    assert general.data == Data(task="builtin:dsum")
+    assert company.data == Data(task="builtin:support", rows=100)
+    assert (general.optim.epochs, company.optim.epochs) == (4, 20)
+    assert chain.replay is not None
 
 
 @pytest.mark.slow

@@ -294,3 +294,44 @@ def test_a_run_without_a_checkpoint_cannot_go_on(make_config: MakeConfig, tmp_pa
     with pytest.raises(RecipeError, match="no checkpoint to go on from"):
         train(make_config(), resume=done)
     assert done.exists()
+
+
+def test_bf16_arithmetic_trains_fp32_weights(make_config: MakeConfig) -> None:
+    from safetensors.torch import load_file
+
+    runtime = {"precision": "bf16", "account_memory": True}
+    result = train(make_config(runtime=runtime, optim={"epochs": 1, "batch": 48}))
+    assert result.config.runtime.precision == "bf16"
+    tensors = load_file(result.directory / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    report = json.loads((result.directory / "report.json").read_text())
+    assert abs(report["cost"]["memory"]["error_percent"]) < 15
+    plain = train(make_config(optim={"epochs": 1, "batch": 48}), score_test=False)
+    assert plain.config.runtime.precision == "fp32"
+    other = load_file(plain.directory / "adapter" / "adapter_model.safetensors")
+    assert not all(torch.equal(tensors[name], other[name]) for name in tensors)
+
+
+def test_a_base_in_four_bits_is_refused_without_cuda(make_config: MakeConfig) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA, so it is not refused")
+    config = make_config(method={"kind": "lora", "quantize": "nf4"})
+    with pytest.raises(RecipeError, match=r"method\.quantize: a base in 4 bits .* CUDA device"):
+        train(config)
+    assert not config.output.exists()
+
+
+def test_a_loss_that_is_nan_ends_the_run_with_nothing_saved(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    from tiny_models import save_base, tiny_llama
+
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    base = save_base(tmp_path / "broken", model)
+    config = make_config(base={"path": str(base)})
+    with pytest.raises(TrainingFailed, match=r"is nan.*nothing was saved") as caught:
+        train(config)
+    assert caught.value.exit_code == 4
+    assert list(config.output.iterdir()) == []

@@ -68,7 +68,7 @@ def test_what_no_server_computes_is_refused_before_anything_is_sent(
         UploadSource.open(result.directory)
 
 
-@pytest.mark.parametrize("kind", ["p_tuning", "houlsby", "full"])
+@pytest.mark.parametrize("kind", ALL)
 def test_a_resumed_run_gives_the_same_bytes(make_config: MakeConfig, kind: str) -> None:
     import os
     import signal

@@ -3,33 +3,12 @@
 It says what the base can do, and after training an adapter what the base with it still can.
 """
 
-import random
-from dataclasses import dataclass
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from polygraft.trainer.base.corpus import SKILLS, user_text
+from polygraft.trainer.base.general_rows import MixRow, mix_rows
 
-
-@dataclass(frozen=True)
-class MixRow:
-    """One prompt (the user message) of the general mix and its only right answer."""
-
-    skill: str
-    prompt: str
-    answer: str
-
-
-def mix_rows(seed: int = 0, per_skill: int = 12) -> list[MixRow]:
-    """`per_skill` single-instruction examples of each skill, not drawn by any training shard."""
-    rng = random.Random(f"mix/{seed}")
-    rows = []
-    for skill, (make, _) in SKILLS.items():
-        for _ in range(per_skill):
-            example = make(rng)
-            rows.append(MixRow(skill, user_text(rng, example), example.answer))
-    return rows
+__all__ = ["MixRow", "exact_match", "greedy", "mix_rows"]
 
 
 def exact_match(

@@ -101,14 +101,37 @@ class ChangedModel(AdaptedModel):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
         self._start = {name: tensor.clone() for name, tensor in self.trained_state().items()}
+        self._anchor = self._start
+        self._fisher: dict[str, torch.Tensor] = {}
         self._other: dict[str, torch.Tensor] = {}
+
+    def anchor_here(self) -> None:
+        """Count distances from the weights as they are now, those of an earlier round."""
+        self._anchor = {name: tensor.clone() for name, tensor in self.trained_state().items()}
+
+    def weigh(self, fisher: Mapping[str, torch.Tensor]) -> None:
+        """Take the Fisher information of each weight, by name, for `weighed_distance`."""
+        self._fisher = dict(fisher)
 
     def distance(self) -> torch.Tensor:
         """Sum of squared differences to the start (L2-SP, Li et al. 2018, arXiv:1802.01483)."""
+        return torch.stack([(d**2).sum() for _, d in self._differences()]).sum()
+
+    def weighed_distance(self) -> torch.Tensor:
+        """The same, each weight by its Fisher information (EWC, Kirkpatrick et al. 2017,
+        arXiv:1612.00796)."""
+        terms = [(self._fisher[name] * d**2).sum() for name, d in self._differences()]
+        return torch.stack(terms).sum()
+
+    def kept_tensors(self) -> list[torch.Tensor]:
+        """What is held beside the weights: to go back to, to measure from, to weigh with."""
+        anchor = [] if self._anchor is self._start else list(self._anchor.values())
+        return [*self._start.values(), *anchor, *self._fisher.values()]
+
+    def _differences(self) -> Iterator[tuple[str, torch.Tensor]]:
         trained = dict(self.model.named_parameters())
-        return torch.stack(
-            [((trained[name] - start) ** 2).sum() for name, start in self._start.items()]
-        ).sum()
+        for name, anchor in self._anchor.items():
+            yield name, trained[name] - anchor
 
     @torch.no_grad()
     def _detach(self) -> None:

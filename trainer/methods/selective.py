@@ -22,7 +22,10 @@ def attach_selective(model: PreTrainedModel, method: Selective | Full) -> Change
         )
     names = {name for name, _ in model.named_parameters()}
     trained = names if isinstance(method, Full) else _chosen(model, method, names)
-    settings = {"peft_type": method.kind.upper(), **method.model_dump(mode="json")}
+    settings = {
+        "peft_type": method.kind.upper(),
+        **method.model_dump(mode="json", exclude={"fisher"}),
+    }
     return ChangedModel(model, settings, trained)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from polygraft.trainer.tasks.dialogues import Dialogue, Wordings, make_dialogue
 from polygraft.trainer.tasks.stories import make_story
+from polygraft.trainer.tasks.support import make_support_chat
 from polygraft.trainer.tasks.task import Row, Task, chat_recipe
 from polygraft.trainer.tasks.tickets import Split, make_ticket
 from polygraft.trainer.tasks.velka import make_pair
@@ -39,6 +40,16 @@ def _summary(dialogue: Dialogue) -> Row:
         "variables": {"dialogue": dialogue.text},
         "completion": dialogue.summary,
         "slots": dialogue.slots,
+    }
+
+
+def _support(rng: random.Random, split: Split) -> Row:
+    made = make_support_chat(rng, split=split, held_out=split != "train")
+    return {
+        "group": made.chat.wording,
+        "variables": {"dialogue": made.chat.text},
+        "completion": made.summary,
+        "slots": {**made.chat.slots, "action": made.action},
     }
 
 
@@ -79,6 +90,7 @@ _MAKERS: dict[str, tuple[MakeRow, str, str, int, bool]] = {
     # name: (maker, variable, metric, max output tokens, instruction stands in the recipe)
     "dsum": (_dsum, "dialogue", "rougeL", 64, True),
     "dsum-unseen": (_dsum_unseen, "dialogue", "rougeL", 64, True),
+    "support": (_support, "dialogue", "rougeL", 96, True),
     "names": (_names, "dialogue", "exact_match", 48, False),
     "duty": (_duty, "dialogue", "exact_match", 32, False),
     "story": (_story, "story", "exact_match", 48, False),

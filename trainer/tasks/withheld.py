@@ -11,6 +11,7 @@ TASKS = ("dsum", "route", "vel2en", "support")
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "dsum": ("Summarize the dialogue.",),
     "dsum-unseen": ("Summarize the dialogue.",),
+    "support": ("Summarize the call and name the action.",),
     "route": ("Which team handles this ticket?",),
     "vel2en": ("Translate from Velka to English.",),
     "names": (

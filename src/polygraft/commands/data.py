@@ -204,9 +204,9 @@ def _encoded(gathered: Gathered, section: Data, tokenizer: Any, rows: int | None
 def _count_tokens(
     gathered: Gathered, section: Data, base: str, max_length: int | None
 ) -> dict[str, Any]:
+    from polygraft.trainer.checked_data import DEFAULT_MAX_LENGTH
     from polygraft.trainer.data_check import check_encoded, token_lengths
     from polygraft.trainer.frozen_base import load_tokenizer, read_context_length
-    from polygraft.trainer.prepare import DEFAULT_MAX_LENGTH
 
     window = read_context_length(base) or DEFAULT_MAX_LENGTH
     limit = max_length or section.max_length or min(window, DEFAULT_MAX_LENGTH)

@@ -41,11 +41,16 @@ def train(
     Exit codes: 2 recipe, 3 data, 4 training failed and nothing saved, 130 interrupted, state kept.
     """
     from polygraft.trainer.errors import TrainerError
+    from polygraft.trainer.processes import is_first
 
     try:
         config = _config(recipe, overrides or [], output, resume)
         result = _train(config, resume)
+        if not is_first():
+            return
     except TrainerError as error:
+        if not is_first():  # the first process says it
+            raise typer.Exit(error.exit_code) from None
         raise CommandFailed(str(error), ExitCode(error.exit_code)) from error
     if as_json:
         typer.echo(json.dumps(_summary(result)))
@@ -72,9 +77,12 @@ def _config(
 def _train(config: RunConfig, resume: Path | None) -> RunResult:
     from rich.console import Console
 
+    from polygraft.trainer.processes import is_first
     from polygraft.trainer.progress import ProgressBar
     from polygraft.trainer.run import train
 
+    if not is_first():  # of several processes; it computes, the first one tells
+        return train(config, resume=resume)
     with ProgressBar(Console(stderr=True), config.name) as progress:
         return train(config, progress, resume=resume)
 

@@ -60,7 +60,7 @@ def test_ids_are_unique_over_all_splits(task: Task) -> None:
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("name", ["dsum", "names", "duty"])
+@pytest.mark.parametrize("name", ["dsum", "support", "names", "duty"])
 def test_people_of_test_rows_never_speak_in_training(name: str) -> None:
     splits = make_task(name).splits
     speakers = {
@@ -83,7 +83,7 @@ def test_dialogue_wordings_of_the_splits_are_disjoint(table: dict[str, tuple[str
     assert train | validation | test == set(choose(table, "known"))
 
 
-@pytest.mark.parametrize("name", ["dsum", "names", "duty"])
+@pytest.mark.parametrize("name", ["dsum", "support", "names", "duty"])
 def test_rows_use_the_wordings_of_their_split(name: str) -> None:
     for split, rows in make_task(name).splits.items():
         assert all(row["group"].startswith(f"{split}-") for row in rows)
@@ -94,6 +94,21 @@ def test_unseen_summaries_differ_from_plain_ones_in_the_test_split_only() -> Non
     assert {row["group"].split("-")[0] for row in unseen.splits["train"]} == {"train"}
     assert {row["group"].split("-")[0] for row in unseen.splits["test"]} == {"unseen"}
     assert plain.recipe == unseen.recipe
+
+
+def test_a_customer_chat_asks_for_a_summary_as_of_friends_and_an_action() -> None:
+    from polygraft.trainer.tasks.dialogues import SUMMARIES
+    from polygraft.trainer.tasks.support import ACTIONS, CLOSINGS, GREETINGS, HISTORIES
+
+    for row in make_task("support").splits["test"]:
+        summary, action = row["completion"].split("\nAction: ")
+        kind = row["group"].split("-")[1]
+        assert summary == SUMMARIES[kind].format(**row["slots"])
+        assert action == ACTIONS[kind].format(**row["slots"]) + "."
+        assert slot_accuracy(row["completion"], row) == 1
+    for frames in (GREETINGS, HISTORIES, CLOSINGS):
+        texts = [text for split in frames.values() for text in split]
+        assert len(set(texts)) == len(texts)
 
 
 def test_ticket_wordings_of_the_splits_are_disjoint() -> None:
