@@ -65,18 +65,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def place_files(document: dict[str, Any], folder: Path) -> None:
     """Make the file names of a recipe absolute, in place: they are relative to its folder."""
-    data, method = document.get("data"), document.get("method")
-    sections = [(data, ("train", "validation", "test")), (document, ("init_from",))]
-    if isinstance(data, dict) and isinstance(data.get("mixture"), list):
-        sections += [(ingredient, ("data",)) for ingredient in data["mixture"]]
-    if isinstance(method, dict):
-        sections.append((method.get("fisher"), ("data",)))
-    sections.append((document.get("eval"), ("forgetting",)))
-    for section, keys in sections:
-        for key in keys if isinstance(section, dict) else ():
-            name = section.get(key)
-            if isinstance(name, str) and not name.startswith((HUB_PREFIX, "builtin:")):
-                section[key] = str((folder / name).resolve())
+    data, method = _mapping(document.get("data")), _mapping(document.get("method"))
+    mixture = data.get("mixture")
+    _place(document, folder, "init_from")
+    _place(data, folder, "train", "validation", "test")
+    for ingredient in mixture if isinstance(mixture, list) else ():
+        _place(_mapping(ingredient), folder, "data")
+    _place(_mapping(method.get("fisher")), folder, "data")
+    _place(_mapping(document.get("eval")), folder, "forgetting")
+
+
+def _place(section: dict[str, Any], folder: Path, *keys: str) -> None:
+    for key in keys:
+        name = section.get(key)
+        if isinstance(name, str) and not name.startswith((HUB_PREFIX, "builtin:")):
+            section[key] = str((folder / name).resolve())
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value itself where it is a section; what is none is told by the validation."""
+    return value if isinstance(value, dict) else {}
 
 
 def load_resolved(run: Path) -> RunConfig:

@@ -16,6 +16,7 @@ from polygraft.trainer.data import Example
 from polygraft.trainer.encode import Encoded
 from polygraft.trainer.loop import make_trainer
 from polygraft.trainer.methods import attach_unserved
+from polygraft.trainer.methods.adapted import ChangedModel
 from polygraft.trainer.methods.lora import attach_lora
 from polygraft.trainer.methods.prefix import attach_prefix
 from polygraft.trainer.sampler import LengthGroupedSampler
@@ -141,6 +142,30 @@ def test_changed_weights_train_as_plain_torch(
     wanted = plain(model, config, penalty if method.l2sp else None)
     found = ours(attach_unserved(tiny_llama(), method, seed=0), method, config, tmp_path)
     assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("method", [Full(ewc=0.5), Selective(layers=(-1,), ewc=0.5, l2sp=0.2)])
+def test_ewc_trains_as_plain_torch(
+    config: RunConfig, tmp_path: Path, method: Full | Selective
+) -> None:
+    adapted = attach_unserved(tiny_llama(), method, seed=0)
+    assert isinstance(adapted, ChangedModel)
+    source = torch.Generator().manual_seed(5)
+    fisher = {n: torch.rand(t.shape, generator=source) for n, t in adapted.trained_state().items()}
+    adapted.weigh(fisher)
+    model = tiny_llama()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in fisher)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    start = {name: p.detach().clone() for name, p in trained.items()}
+
+    def penalty() -> torch.Tensor:
+        squares = {name: (p - start[name]) ** 2 for name, p in trained.items()}
+        weighed = torch.stack([(fisher[n] * s).sum() for n, s in squares.items()]).sum()
+        return method.ewc * weighed + method.l2sp * sum(s.sum() for s in squares.values())
+
+    wanted = plain(model, config, penalty)
+    assert_equal(ours(adapted, method, config, tmp_path), wanted)
 
 
 def test_houlsby_trains_as_bottlenecks_written_into_the_model(

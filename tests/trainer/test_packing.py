@@ -50,7 +50,7 @@ def loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[float, dict[s
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
-    return float(loss), {n: p.grad.clone() for n, p in model.named_parameters()}
+    return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("prompt", [3, 0])
