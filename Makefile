@@ -17,8 +17,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?= --preset quick
 BENCH_OUT ?= runs/benchmarks
 SERVE_ARGS ?=
+GPU_ARGS ?=
 
-.PHONY: help setup demo test test-interpreter test-triton check check-kernels fmt protos serve bench bench-all clean
+.PHONY: help setup demo test test-interpreter test-triton check check-kernels fmt protos serve bench bench-all gpu-check clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +70,10 @@ bench: $(DEV_STAMP) ## measure serving against PEFT (BENCH_ARGS="--preset full -
 
 bench-all: $(DEV_STAMP) ## every benchmark of the record: 30 minutes, and nothing else should run (BENCH_OUT=DIR)
 	@$(BIN)/python benchmarks/all.py --out $(BENCH_OUT)
+
+# Why no stamp: a GPU machine brings its own torch, which nothing here may replace.
+gpu-check: ## prove and measure the kernels and the engine on one NVIDIA GPU: ten minutes (GPU_ARGS=)
+	@scripts/gpu-check $(GPU_ARGS)
 
 clean: ## remove .venv and everything generated
 	@rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.systems import Job
@@ -29,9 +30,18 @@ class PreparedEngine:
     The engine is neither started nor attached. `close` stops it, started or not.
     """
 
-    def __init__(self, job: Job, weight_format: WeightFormat = "packed") -> None:
+    def __init__(
+        self,
+        job: Job,
+        weight_format: WeightFormat = "packed",
+        other_settings: Mapping[str, object] | None = None,
+    ) -> None:
         limits = AdapterLimits()
-        settings = {**engine_settings(job), "weight_format": weight_format}
+        settings = {
+            **engine_settings(job),
+            "weight_format": weight_format,
+            **(other_settings or {}),
+        }
         self.engine = Engine.load(job.base, EngineConfig.model_validate(settings))
         self._store = tempfile.TemporaryDirectory(prefix="polygraft-benchmark-")
         registry = Registry(LocalStore(Path(self._store.name)))

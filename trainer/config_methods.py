@@ -31,6 +31,9 @@ class Lora(Section):
         default={}, description="module name or pattern -> its own r"
     )
     alpha_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(default={})
+    kernel: Literal["peft", "fused"] = Field(
+        default="peft", description="what computes it; fused: the serving kernel (decision 21)"
+    )
 
 
 class SoftPrompt(Section):

@@ -87,7 +87,9 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         assert torch.allclose(a, b, atol=2e-5, rtol=1e-4), (a - b).abs().max()
 
 
-@pytest.mark.parametrize("extra", [{}, {"dora": True}, {"rslora": True}, {"layers": (-1,)}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"dora": True}, {"rslora": True}, {"layers": (-1,)}, {"kernel": "fused"}]
+)
 def test_lora_trains_as_plain_peft(
     config: RunConfig, tmp_path: Path, extra: dict[str, Any]
 ) -> None:

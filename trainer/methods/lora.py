@@ -38,7 +38,12 @@ def attach_lora(model: PreTrainedModel, method: Lora, *, seed: int) -> PeftModel
             kind is Conv1D for name, kind in linear.items() if _ends_with(name, targets)
         ),
     )
-    return wrap(model, config)
+    wrapped = wrap(model, config)
+    if method.kernel == "fused":
+        from polygraft.trainer.methods.fused import use_fused
+
+        return use_fused(wrapped, method)
+    return wrapped
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, type[nn.Module]]:
