@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from polygraft.trainer.config import Lora, RunConfig
 from polygraft.trainer.errors import RecipeError
-from polygraft.trainer.methods.fused import use_fused
+from polygraft.trainer.methods.fused import _refuse_device, use_fused
 from polygraft.trainer.methods.lora import attach_lora
 from polygraft.trainer.run import train
 
@@ -156,6 +156,17 @@ def test_settings_that_the_operator_lacks_are_refused(method: dict[str, Any], sa
 def test_a_transposed_layer_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"transformer\.h\.0\.attn\.c_attn is a Conv1D"):
         attach_lora(tiny_gpt2(), Lora(kernel="fused", r=2), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "says"),
+    [("cuda", torch.float32, "weights of 16 bits"), ("mps", torch.bfloat16, "no tiles for mps")],
+)
+def test_a_device_that_it_has_no_tiles_for_is_refused(
+    device: str, dtype: torch.dtype, says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says):
+        _refuse_device(torch.device(device), dtype)
 
 
 def test_a_refused_model_keeps_pefts_layers() -> None:

@@ -63,7 +63,7 @@ def use_fused(model: PeftModel, method: Lora) -> PeftModel:
             raise _refused(
                 f"it computes plain linear layers, and {name} is a {type(base).__name__}."
             )
-    _refuse_device(model.device)
+    _refuse_device(model.device, model.dtype)
     for layer in layers.values():
         layer.__class__ = FusedLinear
     return model
@@ -76,9 +76,11 @@ def _refuse_settings(method: Lora) -> None:
         raise _refused("it does not compute DoRA's norms.", "dora: false")
 
 
-def _refuse_device(device: torch.device) -> None:
+def _refuse_device(device: torch.device, dtype: torch.dtype) -> None:
     if device.type == "cpu":
         return
+    if dtype.itemsize != 2:
+        raise _refused("on a GPU its tiles are for weights of 16 bits.", "base.dtype: bf16")
     try:
         if device.type != "cuda":
             raise ValueError(f"the fused kernel has no tiles for {device.type}")
