@@ -40,7 +40,7 @@ def general_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> P
     path = tmp_path_factory.mktemp("general") / "general.jsonl"
     rows = [
         {"skill": s, "prompt": f"{s} {i}", "completion": "x"}
-        for i in range(3)
+        for i in range(2)
         for s in ("known", "unknown")
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -45,12 +45,26 @@ def forget(path: Path, general: General, base_path: str | None = None) -> Forget
 
 
 def with_change(
-    name: str, base: FrozenBase, adapted: Adapted, general: General, before: Knowledge
+    name: str,
+    base: FrozenBase,
+    adapted: Adapted,
+    general: General,
+    before: Knowledge,
+    *,
+    answers_detached: bool = True,
 ) -> Forgetting:
-    """Attached and detached, beside what the same base knew `before` the change was made."""
+    """Attached and detached, beside what the same base knew `before` the change was made.
+
+    `answers_detached=False` does not ask a detached base whose logits are those of before: it
+    would say the same.
+    """
     attached = _hits(base, adapted, general)
     with adapted.disable_adapter():
-        detached = ask_base(base, general)
+        digest = _logits_sha256(base, general)
+        if answers_detached or digest != before.logits_sha256:
+            detached = Knowledge(_hits(base, None, general), digest)
+        else:
+            detached = before
     names = [row.group for row in general.rows]
     *skills, total = make_skills(names, before.hits, attached, detached.hits)
     return Forgetting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,24 +105,14 @@ def make_skills(
 
 
 def _skill(name: str, before: Hits, attached: Hits, detached: Hits) -> Skill:
-    scores = [
+    before_, attached_, detached_ = (
         with_interval(mean_score("exact_match", [float(hit) for hit in hits], _SIGNATURE))
         for hits in (before, attached, detached)
-    ]
-    drop = difference(scores[0], scores[1])
+    )
+    drop = difference(before_, attached_)
     assert drop is not None  # both have the same rows
-    return Skill(name, *scores, drop)
+    return Skill(name, before_, attached_, detached_, drop)
 
 
 def _rounded(score: Score) -> float:
     return round(score.value or 0.0, 2)
-
-
-def kept_percent(before: float, attached: float) -> float:
-    """Share of the old skills that is left, in percent; 100 where there was nothing to lose."""
-    return 100.0 if before <= 0 else 100.0 * attached / before
-
-
-def fallen_names(record: Mapping[str, Any]) -> list[str]:
-    """Of a record as JSON."""
-    return [str(name) for name in record.get("fallen", [])]

@@ -26,6 +26,8 @@ COMMANDS: Final[dict[str, str]] = {
     "templates": "List, show and apply prompt templates.",
     "store": "Look after the place where adapters are kept.",
     "train": "Train an adapter from a recipe.",
+    "compare": "Put ways to adapt a base side by side, with intervals.",
+    "sweep": "Train one recipe over a grid of settings.",
     "forget": "Measure what a base forgets under a change, skill by skill.",
     "mix": "Show, or write, what a recipe's mixture trains on.",
     "chain": "Train rounds one after the other, and score what each forgets.",
