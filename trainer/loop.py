@@ -53,7 +53,9 @@ class _LengthGroupedTrainer(Trainer):
         # Trainer divides by the micro-batches itself where the model does not take their number.
         parts = self.current_gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1
         changed = self.accelerator.unwrap_model(model)
-        penalty = self.l2sp * changed.distance() if self.l2sp else 0.0
+        penalty: Any = 0.0
+        if self.l2sp:
+            penalty = self.l2sp * changed.distance()
         if self.ewc:
             penalty = penalty + self.ewc * changed.weighed_distance()
         return loss + penalty / parts

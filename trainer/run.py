@@ -205,7 +205,8 @@ def _make_ready(prepared: Prepared, peft_model: Adapted, observer: Observer) -> 
 
     if prepared.config.data.packing:
         check_packing(peft_model, len(prepared.base.tokenizer))
-    if isinstance(peft_model, ChangedModel) and getattr(prepared.config.method, "ewc", 0.0):
+    ewc: float = getattr(prepared.config.method, "ewc", 0.0)
+    if ewc and isinstance(peft_model, ChangedModel):
         weigh_by_fisher(peft_model, prepared, observer)
 
 
