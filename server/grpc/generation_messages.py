@@ -103,6 +103,7 @@ def write_model(
             max_virtual_token_count=limits.max_virtual_tokens,
         ),
         server_version=__version__,
+        bos_token_id=engine.tokenizer.bos_token_id,
     )
 
 

@@ -33,6 +33,7 @@ class Model:
     max_rank: int
     max_virtual_tokens: int
     server_version: str
+    bos_token_id: int | None = None  # None: the tokenizer has none, or the server is older
 
     @classmethod
     def read(cls, message: model_pb2.Model) -> Model:
@@ -55,6 +56,7 @@ class Model:
             max_rank=message.limits.max_rank,
             max_virtual_tokens=message.limits.max_virtual_token_count,
             server_version=message.server_version,
+            bos_token_id=message.bos_token_id if message.HasField("bos_token_id") else None,
         )
 
 
