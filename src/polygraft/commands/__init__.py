@@ -36,6 +36,8 @@ COMMANDS: Final[dict[str, str]] = {
     "runs": "List, show and compare training runs.",
     "report": "Write one HTML page about training runs.",
     "score": "Score an adapter, or the base, on held-out data.",
+    "bench": "Score a base or an adapter on GLUE, SuperGLUE, MMLU, BIG-bench or small stand-ins.",
+    "holistic": "Accuracy, calibration, robustness, fairness and efficiency in one report.",
     "base": "Build the bundled base model.",
     "demo": "Show the whole system at work in about a minute.",
 }

@@ -1,0 +1,1 @@
+"""Benchmarks through lm-eval's task definitions on local data, and the report built on them."""
