@@ -90,7 +90,8 @@ def imported_modules(path: Path) -> Iterator[str]:
 
 def test_the_product_imports_only_what_it_requires_itself() -> None:
     """Nothing works by luck: not through a development tool, nor through another's dependency."""
-    optional = [Requirement(line) for extra in ("gpu", "parquet", "bench") for line in EXTRAS[extra]]
+    extras = ("gpu", "parquet", "bench")
+    optional = [Requirement(line) for extra in extras for line in EXTRAS[extra]]
     direct = {canonicalize_name(requirement.name) for requirement in (*BASE, *optional)}
     owners = importlib.metadata.packages_distributions()
     product = [path for path in python_files() if path.parts[0] in (*PACKAGE_FOLDERS, "src")]
