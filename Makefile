@@ -45,11 +45,13 @@ test-interpreter: $(DEV_STAMP) ## the Triton kernels against float64, in Triton'
 
 check-kernels: $(DEV_STAMP) ## compile every shipped Triton kernel for sm_80, sm_90 and gfx942, and read the code
 	@$(BIN)/python -m polygraft.kernels.fused.compile_check >/dev/null
+	@$(BIN)/python -m polygraft.kernels.paged.compile_check >/dev/null
 
 TRITON ?= 3.9.0
 test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept beside .venv
 	@[ -d .venv/triton-$(TRITON) ] || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$(TRITON) triton==$(TRITON)
 	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.fused.compile_check
+	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.paged.compile_check
 	@PYTHONPATH=.venv/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
 
 check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos

@@ -1,8 +1,11 @@
-"""Which rows of a step take which rank rows of the pools: what every LoRA path is planned from."""
+"""Which rows of a step take which rank rows and read which blocks: what every path plans from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +15,16 @@ class LoraSegment:
     parts: tuple[tuple[int, int, float], ...]
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Rows [start, start + count) of the step: the last `count` of `length` positions.
+
+    blocks: the sequence's block numbers, in order of position.
+    """
+
+    start: int
+    count: int
+    length: int
+    blocks: npt.NDArray[np.int32]

@@ -128,14 +128,19 @@ def faults(form: Form, code: Compiled) -> Iterator[str]:
 
 def compile_form(form: Form) -> Compiled:
     """Compile with Triton's own tools and read the code."""
-    backend = (
-        GPUTarget("hip", form.target, 64)
-        if form.target == "gfx942"
-        else GPUTarget("cuda", int(form.target.removeprefix("sm_")), 32)
-    )
     options = {"num_warps": form.config.num_warps, "num_stages": form.config.num_stages}
-    kernel = triton.compiler.compile(_source(form), target=backend, options=options)
-    return _read_amd(kernel) if form.target == "gfx942" else _read_nvidia(kernel, form)
+    return compile_source(_source(form), form.target, options)
+
+
+def compile_source(source: Any, target: Target, options: dict[str, int]) -> Compiled:
+    """Any kernel: `source` is an ASTSource."""
+    backend = (
+        GPUTarget("hip", target, 64)
+        if target == "gfx942"
+        else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    )
+    kernel = triton.compiler.compile(source, target=backend, options=options)
+    return _read_amd(kernel) if target == "gfx942" else _read_nvidia(kernel, target)
 
 
 def _source(form: Form) -> Any:
@@ -170,7 +175,7 @@ def _source(form: Form) -> Any:
     )
 
 
-def _read_nvidia(kernel: Any, form: Form) -> Compiled:
+def _read_nvidia(kernel: Any, target: Target) -> Compiled:
     ptx = kernel.asm["ptx"]
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +186,7 @@ def _read_nvidia(kernel: Any, form: Form) -> Compiled:
         sass = _run(tools / "cuobjdump", "-sass", binary)
         log = ""
         if "wgmma" in ptx:
-            capability = int(form.target.removeprefix("sm_"))
+            capability = int(target.removeprefix("sm_"))
             ptxas = Path(get_ptxas(capability).path)
             log = _run(ptxas, "-v", f"--gpu-name=sm_{capability}a", source, "-o", folder + "/out")
     registers = re.search(r"REG:(\d+)", usage)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from polygraft.kernels.native.library import TYPES, require_native_kernels
+from polygraft.kernels.segments import SequenceRows
 
 TILE_ROWS = 32  # query rows (tokens x query heads per key head) that share one reading of the keys
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceRows:
-    """Rows [start, start + count) of the step: the last `count` of `length` positions.
-
-    blocks: the sequence's block numbers, in order of position.
-    """
-
-    start: int
-    count: int
-    length: int
-    blocks: npt.NDArray[np.int32]
 
 
 class _Plan(ctypes.Structure):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from polygraft.kernels.attention import AttentionPlan, Context, DecodeRows, PrefillRows
-from polygraft.kernels.native.attention import NativeAttentionPlan, SequenceRows
+from polygraft.kernels.native.attention import NativeAttentionPlan
+from polygraft.kernels.segments import SequenceRows
 from polygraft.server.engine.batch import Chunk
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan, SequenceRows
+from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan
 from polygraft.kernels.reference import attention_reference
+from polygraft.kernels.segments import SequenceRows
 
 BLOCK = 16
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
