@@ -18,10 +18,10 @@ def shots_table(scores: Sequence[ShotScore], beside: Sequence[ShotScore], title:
 
     right: dict[str, Any] = {"justify": "right"}
     table = Table(
-        Column("asked", overflow="fold"), Column("shots", **right),
+        Column("asked", no_wrap=True), Column("shots", **right),
         Column(scores[0].metric, **right), Column("draws", **right),
-        Column("prompt tokens", **right), Column("of the window", **right),
-        Column("do not fit", **right), Column("ms", **right),
+        Column("tokens", **right), Column("window", **right),
+        Column("too long", **right), Column("ms", **right),
         title=title, title_justify="left",
     )  # fmt: skip
     for score in scores:
@@ -63,10 +63,11 @@ def plot_shots(scores: Sequence[ShotScore], beside: Sequence[ShotScore], path: P
     window.set(ylabel=f"prompt, % of a window of {scores[0].window} tokens", ylim=(0, _top(scores)))
     axes.set_zorder(window.get_zorder() + 1)
     axes.patch.set_visible(False)
+    asked = [place for place in places if _was_asked(scores[place])]
     axes.errorbar(
-        places,
-        [score.mean for score in scores],
-        yerr=[score.spread for score in scores],
+        asked,
+        [scores[place].mean for place in asked],
+        yerr=[scores[place].spread for place in asked],
         fmt="o-",
         capsize=3,
         color="tab:blue",
@@ -81,8 +82,13 @@ def plot_shots(scores: Sequence[ShotScore], beside: Sequence[ShotScore], path: P
         title="In-context learning and what it takes of the context window",
     )
     axes.set_xticks(list(places), [str(score.shots) for score in scores])
-    axes.legend(loc="upper left", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=1 + len(beside), fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def _was_asked(score: ShotScore) -> bool:
+    """Not where no row fits: that says nothing of the shots."""
+    return score.too_long < score.draws[0].subject.rows
 
 
 def _bar_text(score: ShotScore) -> str:

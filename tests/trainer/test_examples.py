@@ -21,8 +21,9 @@ def test_the_example_recipe_is_valid_and_says_the_defaults(repository_root: Path
 def test_the_recipes_of_the_guide_are_valid(repository_root: Path) -> None:
     guide = (repository_root / "docs" / "training.md").read_text()
     blocks = [part.split("```")[0] for part in guide.split("```yaml\n")[1:]]
-    assert len(blocks) == 4
-    for block in blocks:
+    recipes = [block for block in blocks if not block.startswith("# arms.yaml")]
+    assert len(recipes) == 4
+    for block in recipes:
         parse_recipe(yaml.safe_load(block))
 
 

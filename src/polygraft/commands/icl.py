@@ -162,8 +162,8 @@ def _show(scores: list[ShotScore], others: list[ShotScore]) -> None:
     if asked := literal_text(subject.prompt):
         console.print(f"the base was asked: {asked}", markup=False, soft_wrap=True)
     console.print(
-        "± is the standard deviation over draws of solved rows; rows that do not fit count as "
-        "wrong; ms of one answer alone.",
+        "± is the standard deviation over draws of solved rows; tokens of a prompt and their share "
+        "of the context window; rows that are too long for it count as wrong; ms of one answer.",
         style="dim",
         soft_wrap=True,
     )
