@@ -19,10 +19,10 @@ BENCH_OUT ?= runs/benchmarks
 SERVE_ARGS ?=
 GPU_ARGS ?=
 
-.PHONY: help setup demo test test-interpreter test-triton check check-kernels fmt protos serve bench bench-all gpu-check clean
+.PHONY: help setup demo test test-interpreter test-triton test-triton36 check check-kernels fmt protos serve bench bench-all gpu-check clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BASE_STAMP): $(INSTALL_INPUTS)
 	@scripts/install base
@@ -47,12 +47,18 @@ check-kernels: $(DEV_STAMP) ## compile every shipped Triton kernel for sm_80, sm
 	@$(BIN)/python -m polygraft.kernels.fused.compile_check >/dev/null
 	@$(BIN)/python -m polygraft.kernels.paged.compile_check >/dev/null
 
+# Why another numpy: the interpreter of Triton 3.6 takes int() of arrays, which numpy 2.4 refuses.
 TRITON ?= 3.9.0
+TRITON_DIR = .venv/triton-$(TRITON)
+TRITON_WITH = triton==$(TRITON) $(if $(filter 3.6.%,$(TRITON)),numpy==2.3.5)
 test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept beside .venv
-	@[ -d .venv/triton-$(TRITON) ] || $(BIN)/pip install --quiet --no-deps --target .venv/triton-$(TRITON) triton==$(TRITON)
-	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.fused.compile_check
-	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.venv/triton-$(TRITON) $(BIN)/python -m polygraft.kernels.paged.compile_check
-	@PYTHONPATH=.venv/triton-$(TRITON) TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
+	@[ -f $(TRITON_DIR)/.installed ] || { $(BIN)/pip install --quiet --no-deps --target $(TRITON_DIR) $(TRITON_WITH) && touch $(TRITON_DIR)/.installed; }
+	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=$(TRITON_DIR):src $(BIN)/python -m polygraft.kernels.fused.compile_check
+	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=$(TRITON_DIR):src $(BIN)/python -m polygraft.kernels.paged.compile_check
+	@PYTHONPATH=$(TRITON_DIR):src TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
+
+test-triton36: ## the same under the oldest Triton that is supported
+	@$(MAKE) --no-print-directory test-triton TRITON=3.6.0
 
 check: $(DEV_STAMP) ## formatting, lint, types, import directions, protos
 	@scripts/check

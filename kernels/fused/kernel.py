@@ -7,9 +7,10 @@ Forward, D is the A pool, E the transposed B pool, and z the slice of the output
 (N0, N1, N2). For the gradient of X the same kernel takes dY for X, W transposed by its strides, and
 the pools exchanged; the slices are then those of the sum (K0, K1, K2).
 
-Grid        SPLIT_K * row tiles * output tiles programs, each owns one tile of Y (of one split). No
-            program waits for another. With SPLIT_K > 1 a tile's last program, whichever it is, adds
-            the float32 planes in the order of the splits: no float atomics, the same bits always.
+Grid        num_splits * row tiles * output tiles programs, each owns one tile of Y (of one split).
+            No program waits for another. With several splits a tile's last program, whichever it
+            is, adds the float32 planes in the order of the splits: no float atomics, the same bits
+            always.
 Columns     The first BLOCK_C columns of a tile ride in its main loop; X is read again (from L2) for
             each further BLOCK_C. A tile without columns runs the main loop of a plain GEMM.
 Isolation   S is selected by row, not multiplied by zero, and a non-finite element of E is taken out
@@ -24,83 +25,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Why: the interpreter multiplies the bit patterns of bfloat16 in `tl.dot`, silently
-# (triton#11584), so there, and only there, operands are widened first.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-@triton.jit
-def _dot(a, b, acc):
-    if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
-def _dot_rows(x, other, acc, SWAP: tl.constexpr):
-    """acc += x other^T, or its transpose. x: [BLOCK_M, k], other: [n, k]."""
-    if SWAP:
-        return _dot(other, tl.trans(x), acc)
-    else:
-        return _dot(x, tl.trans(other), acc)
-
-
-@triton.jit
-def _zeros(rows: tl.constexpr, columns: tl.constexpr, SWAP: tl.constexpr):
-    if SWAP:
-        return tl.zeros((columns, rows), tl.float32)
-    else:
-        return tl.zeros((rows, columns), tl.float32)
-
-
-@triton.jit
-def _multiply(
-    acc,
-    low,
-    x_rows,
-    w_rows,
-    d_rows,
-    mask_m,
-    mask_n,
-    mask_c,
-    k_begin,
-    k_end,
-    stride_wk,
-    WITH_BASE: tl.constexpr,
-    WITH_COLUMNS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    SWAP: tl.constexpr,
-    SWAP_LOW: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """acc += X W^T and low += X D^T over [k_begin, k_end), whichever is asked for."""
-    offs_k = tl.arange(0, BLOCK_K)
-    x_ptrs = x_rows + (k_begin + offs_k)[None, :]
-    w_ptrs = w_rows + (k_begin + offs_k)[None, :].to(tl.int64) * stride_wk
-    d_ptrs = d_rows + (k_begin + offs_k)[None, :]
-    for k in range(k_begin, k_end, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptrs, mask=mask_m[:, None], other=0.0)
-        else:
-            mask_k = offs_k < k_end - k
-            x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
-        if WITH_BASE:
-            if EVEN_K:
-                w = tl.load(w_ptrs, mask=mask_n[:, None], other=0.0)
-            else:
-                w = tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
-            acc = _dot_rows(x, w, acc, SWAP)
-            w_ptrs += BLOCK_K * stride_wk
-        if WITH_COLUMNS:
-            if EVEN_K:
-                d = tl.load(d_ptrs, mask=mask_c[:, None], other=0.0)
-            else:
-                d = tl.load(d_ptrs, mask=mask_c[:, None] & mask_k[None, :], other=0.0)
-            low = _dot_rows(x, d, low, SWAP_LOW)
-            d_ptrs += BLOCK_K
-        x_ptrs += BLOCK_K
-    return acc, low
+from polygraft.kernels.fused.tile_functions import (
+    dot,
+    dot_rows,
+    locate,
+    multiply,
+    write_tile,
+    zeros,
+)
 
 
 @triton.jit
@@ -126,11 +58,11 @@ def _expand(
     if SWAP_LOW:
         own = (offs_c[:, None] >= first[None, :]) & (offs_c[:, None] < last[None, :])
         s = tl.where(own, low * scale[:, None], 0.0).to(e.dtype)
-        return _dot(e, s, acc)
+        return dot(e, s, acc)
     else:
         own = (offs_c[None, :] >= first[:, None]) & (offs_c[None, :] < last[:, None])
         s = tl.where(own, low * scale[None, :], 0.0).to(e.dtype)
-        return _dot_rows(s, e, acc, SWAP)
+        return dot_rows(s, e, acc, SWAP)
 
 
 @triton.jit
@@ -169,8 +101,8 @@ def _add_columns(
     row = tl.load(column_rows_ptr + offs_c, mask=offs_c < c_end, other=-1)
     mask_c = row >= 0
     row = row.to(tl.int64)
-    acc, low = _multiply(
-        acc, _zeros(BLOCK_M, BLOCK_C, SWAP_LOW), x_rows, w_rows, d_ptr + row[:, None] * stride_dp,
+    acc, low = multiply(
+        acc, zeros(BLOCK_M, BLOCK_C, SWAP_LOW), x_rows, w_rows, d_ptr + row[:, None] * stride_dp,
         mask_m, mask_n, mask_c, k_begin, k_end, stride_wk, WITH_BASE, True, EVEN_K,
         SWAP, SWAP_LOW, BLOCK_K,
     )  # fmt: skip
@@ -182,17 +114,8 @@ def _add_columns(
     )  # fmt: skip
 
 
-@triton.jit
-def _store(
-    acc, y_ptr, bias_ptr, row_offsets, columns, mask, N: tl.constexpr, HAS_BIAS: tl.constexpr
-):
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row_offsets + columns, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-# Why: a row count of 1, or one divisible by 16, must not compile the kernel anew.
-@triton.jit(do_not_specialize=["M"])
+# Why: a count of 1, or one divisible by 16, must not compile the kernel anew.
+@triton.jit(do_not_specialize=["M", "num_splits"])
 def fused_lora_linear(
     x_ptr,
     w_ptr,
@@ -208,6 +131,8 @@ def fused_lora_linear(
     planes_ptr,
     arrivals_ptr,
     M,
+    num_splits,
+    split_inputs,
     stride_xm,
     stride_wn,
     stride_wk,
@@ -225,53 +150,25 @@ def fused_lora_linear(
     K2: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SWAP: tl.constexpr,
-    SPLIT_K: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    tl.static_assert(SPLIT_K == 1 or K1 == 0, "a sum in slices is not split")
+    tl.static_assert(not IS_SPLIT or K1 == 0, "a sum in slices is not split")
     N: tl.constexpr = N0 + N1 + N2
     K: tl.constexpr = K0 + K1 + K2
-    TILES_0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
-    TILES_1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
-    TILES: tl.constexpr = TILES_0 + TILES_1 + (N2 + BLOCK_N - 1) // BLOCK_N
     K_SLICES: tl.constexpr = 1 + (K1 > 0) + (K2 > 0)
-    SPLIT: tl.constexpr = (K + SPLIT_K * BLOCK_K - 1) // (SPLIT_K * BLOCK_K) * BLOCK_K
-    EVEN_K: tl.constexpr = K0 % (SPLIT_K * BLOCK_K) == 0 and K1 % BLOCK_K == 0 and K2 % BLOCK_K == 0
     # Why: the low-rank sums of 64 rows fit the tensor core's instruction as they stand.
     SWAP_LOW: tl.constexpr = SWAP and BLOCK_M < 64
     ALIGNED_K: tl.constexpr = K0 % 16 == 0 and K1 % 16 == 0 and K2 % 16 == 0
-    ALIGNED_N: tl.constexpr = N0 % 16 == 0 and N1 % 16 == 0 and N2 % 16 == 0
 
-    # program -> tile: row tiles of one group are neighbours, so that they share W in L2
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    split = tl.program_id(0) // (tiles_m * TILES)
-    tile = tl.program_id(0) % (tiles_m * TILES)
-    group = tile // (GROUP_M * TILES)
-    group_rows = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
-    pid_m = group * GROUP_M + (tile % (GROUP_M * TILES)) % group_rows
-    pid_n = (tile % (GROUP_M * TILES)) // group_rows
-
-    # An output tile lies in one slice.
-    n_begin = pid_n * BLOCK_N
-    n_end = N0
-    z = 0
-    if N1 > 0:
-        second = pid_n >= TILES_0
-        n_begin = tl.where(second, N0 + (pid_n - TILES_0) * BLOCK_N, n_begin)
-        n_end = tl.where(second, N0 + N1, n_end)
-        z = tl.where(second, 1, z)
-    if N2 > 0:
-        third = pid_n >= TILES_0 + TILES_1
-        n_begin = tl.where(third, N0 + N1 + (pid_n - TILES_0 - TILES_1) * BLOCK_N, n_begin)
-        n_end = tl.where(third, N, n_end)
-        z = tl.where(third, 2, z)
-    if ALIGNED_N:
-        n_begin = tl.multiple_of(n_begin, 16)
-
+    split, tile, pid_m, n_begin, n_end, z = locate(
+        tl.program_id(0), M, N0, N1, N2, BLOCK_M, BLOCK_N, GROUP_M
+    )
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = n_begin + tl.arange(0, BLOCK_N)
     mask_m = offs_m < M
@@ -281,13 +178,16 @@ def fused_lora_linear(
     w_rows = w_ptr + offs_n[:, None].to(tl.int64) * stride_wn
     c_begin = tl.load(tile_columns_ptr + 2 * pid_m)
     c_end = tl.load(tile_columns_ptr + 2 * pid_m + 1)
-    acc = _zeros(BLOCK_M, BLOCK_N, SWAP)
+    acc = zeros(BLOCK_M, BLOCK_N, SWAP)
 
     if c_end > c_begin:
         first = tl.load(row_columns_ptr + 2 * offs_m)
         last = tl.load(row_columns_ptr + 2 * offs_m + 1)
         for k_slice in range(K_SLICES):
-            k_begin, k_end = split * SPLIT, tl.minimum(split * SPLIT + SPLIT, K)
+            k_begin, k_end = (
+                split * split_inputs,
+                tl.minimum(split * split_inputs + split_inputs, K),
+            )
             if K_SLICES > 1:
                 k_begin = tl.where(k_slice == 0, 0, tl.where(k_slice == 1, K0, K0 + K1))
                 k_end = tl.where(k_slice == 0, K0, tl.where(k_slice == 1, K0 + K1, K))
@@ -311,29 +211,13 @@ def fused_lora_linear(
                     False, EVEN_K, SWAP, SWAP_LOW, BLOCK_M, BLOCK_K, BLOCK_C,
                 )  # fmt: skip
     else:
-        acc, _ = _multiply(
+        acc, _ = multiply(
             acc, acc, x_rows, w_rows, w_rows, mask_m, mask_n, mask_n,
-            split * SPLIT, tl.minimum(split * SPLIT + SPLIT, K), stride_wk,
+            split * split_inputs, tl.minimum(split * split_inputs + split_inputs, K), stride_wk,
             True, False, EVEN_K, SWAP, SWAP, BLOCK_K,
         )  # fmt: skip
 
-    # store
-    if SWAP:
-        y_mask = mask_n[:, None] & mask_m[None, :]
-        y_rows, y_columns = offs_m[None, :].to(tl.int64), offs_n[:, None]
-    else:
-        y_mask = mask_m[:, None] & mask_n[None, :]
-        y_rows, y_columns = offs_m[:, None].to(tl.int64), offs_n[None, :]
-    if SPLIT_K == 1:
-        _store(acc, y_ptr, bias_ptr, y_rows * stride_ym, y_columns, y_mask, N, HAS_BIAS)
-    else:
-        plane = planes_ptr + y_rows * N + y_columns
-        step = M.to(tl.int64) * N
-        tl.store(plane + split * step, acc, mask=y_mask)
-        tl.debug_barrier()  # Why: one thread of the program does the atomic, for all of them
-        if tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel") == SPLIT_K - 1:
-            total = tl.zeros_like(acc)
-            for other in range(SPLIT_K):
-                total += tl.load(plane + other * step, mask=y_mask, other=0.0, cache_modifier=".cg")
-            _store(total, y_ptr, bias_ptr, y_rows * stride_ym, y_columns, y_mask, N, HAS_BIAS)
-            tl.store(arrivals_ptr + tile, 0)  # as the next launch needs it
+    write_tile(
+        acc, y_ptr, bias_ptr, planes_ptr, arrivals_ptr, split, tile, M, offs_m, offs_n,
+        mask_m, mask_n, num_splits, stride_ym, N, HAS_BIAS, SWAP, IS_SPLIT,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """`polygraft::lora_linear`: the fused linear as a torch operator, with gradients, for training and
 `torch.compile`. Serving launches the kernel itself, into its own buffers.
 
-On a CPU it is `reference`; on a GPU one launch of the Triton kernel, whose tiles are a function of
-the bucket. The base is frozen: gradients are those of X and of the two pools. Those of the pools
+On a CPU it is `reference`; on a GPU the kernels that `dispatch` chooses, a function of the bucket.
+The base is frozen: gradients are those of X and of the two pools. Those of the pools
 are plain products per segment, in float32 at least.
 """
 
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from polygraft.kernels.fused import reference
+from polygraft.kernels.fused.dispatch import dispatcher_of, target_of
 from polygraft.kernels.fused.plan import ColumnPlan, retile
-from polygraft.kernels.fused.tiles import Bucket, Target, choice
+from polygraft.kernels.fused.tiles import Bucket
+
+__all__ = ["lora_linear", "target_of"]
 
 _Grads = tuple[Tensor | None, ...]
 
@@ -42,22 +45,6 @@ def lora_linear(
         tables = tuple(table.clone() for table in tables)
     y: Tensor = _forward(x, weight, bias, a, bt, scale, *tables, list(slices))
     return y
-
-
-def target_of(device: torch.device) -> Target:
-    """The row of the tile tables for a GPU. Raises ValueError for one that has none."""
-    if torch.version.hip is not None:
-        name = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
-        if name == "gfx942":
-            return "gfx942"
-    else:
-        capability = torch.cuda.get_device_capability(device)
-        name = "sm_{}{}".format(*capability)
-        if capability == (8, 0):
-            return "sm_80"
-        if capability == (9, 0):
-            return "sm_90"
-    raise ValueError(f"the fused kernel has no tiles for {name}: only for sm_80, sm_90 and gfx942")
 
 
 @torch.library.custom_op("polygraft::lora_linear", mutates_args=(), device_types="cpu")
@@ -96,7 +83,8 @@ def _forward_gpu(
     from polygraft.kernels.fused import launch
 
     bucket = Bucket.forward(x.shape[0], weight.shape[1], tuple(slices))
-    config = choice(bucket, target_of(x.device))
+    # Why the capacity for the columns: what a step has of them is known on the device only.
+    config = dispatcher_of(x.device).choice(bucket, len(column_rows))
     rows, tiles = retile(row_columns, tile_columns, config.block_m)
     tables = (rows, tiles, column_rows, column_weights)
     return launch.lora_linear(
@@ -154,7 +142,7 @@ def _input_gradient_gpu(
     from polygraft.kernels.fused import launch
 
     bucket = Bucket.gradient(dy.shape[0], weight.shape[1], tuple(slices))
-    config = choice(bucket, target_of(dy.device))
+    config = dispatcher_of(dy.device).choice(bucket, len(column_rows))
     rows, tiles = retile(row_columns, tile_columns, config.block_m)
     tables = (rows, tiles, column_rows, column_weights)
     return launch.lora_linear_input_gradient(

@@ -33,6 +33,7 @@ class PlanCapacity:
     rows: int
     columns: int
     block_rows: int  # rows of a tile
+    segment_columns: int | None = None  # of one segment, what `Scratch` has room for; None: columns
 
     @property
     def num_tiles(self) -> int:
@@ -148,6 +149,12 @@ class ColumnPlan:
         bounds = np.zeros((len(live), 2), dtype=np.int32)
         bounds[:, 1] = part_ends[np.cumsum([len(segment.parts) for segment in live]) - 1]
         bounds[1:, 0] = bounds[:-1, 1]
+        most = self.capacity.segment_columns
+        if most is not None and (bounds[:, 1] - bounds[:, 0]).max() > most:
+            raise ValueError(
+                f"{(bounds[:, 1] - bounds[:, 0]).max()} rank columns (each adapter's rank rounded "
+                f"up to {COLUMN_ALIGNMENT}) in one segment, but there is room for {most}"
+            )
         return bounds
 
     def _write_tiles(self, starts: Ints, ends: Ints, bounds: Ints) -> None:

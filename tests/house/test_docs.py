@@ -16,7 +16,7 @@ from polygraft.commands import COMMANDS
 DOCUMENTS = listed_files("*.md")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|#|mailto:)([^)#\s]+)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TARGET = re.compile(r"^([a-z-]+):.*## ", re.MULTILINE)
+TARGET = re.compile(r"^([a-z0-9-]+):.*## ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def test_commands_and_flags_in_documents_exist(where: str, line: str) -> None:
 @pytest.mark.parametrize(("where", "line"), COMMAND_LINES, ids=lambda value: value[:60])
 def test_make_targets_in_documents_exist(where: str, line: str) -> None:
     targets = TARGET.findall((ROOT / "Makefile").read_text())
-    for target in re.findall(r"(?:^|[;&] *)make ([a-z-]+)", line):
+    for target in re.findall(r"(?:^|[;&] *)make ([a-z0-9-]+)", line):
         assert target in targets, where
 
 

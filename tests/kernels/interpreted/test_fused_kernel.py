@@ -1,4 +1,4 @@
-"""The fused kernel, interpreted, against float64: mixed batches, isolation, replay."""
+"""Kernel I, interpreted, against float64: mixed batches, isolation, replay."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_support.fused_cases import FusedCase, random_case
+from kernel_support.fused_cases import random_case
+from kernel_support.fused_launches import (
+    BOUNDS,
+    far_apart,
+    forward,
+    input_gradient,
+    two_adapters,
+)
 from tolerances import relative_error
-from torch import Tensor
 
-from polygraft.kernels.fused import kernel, launch
+from polygraft.kernels.fused import tile_functions
 from polygraft.kernels.fused.launch import Scratch
-from polygraft.kernels.fused.plan import ColumnPlan
 from polygraft.kernels.fused.tiles import TileConfig
-from polygraft.kernels.lazy_memory import lazy_zeros
-from polygraft.kernels.segments import LoraSegment
 
-BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 CONFIGS = [
     TileConfig(16, 32, 64),
     TileConfig(16, 64, 64, block_c=64, swap=True),
@@ -29,42 +31,8 @@ CONFIGS = [
 ]
 
 
-def forward(
-    case: FusedCase, plan: ColumnPlan, config: TileConfig, scratch: Scratch | None = None
-) -> Tensor:
-    pool = (case.a, case.bt, case.scale)
-    return launch.lora_linear(
-        case.x, case.weight, case.bias, *pool, *plan.tensors, case.slices,
-        config=config, scratch=scratch,
-    )  # fmt: skip
-
-
-def input_gradient(case: FusedCase, plan: ColumnPlan, config: TileConfig, dy: Tensor) -> Tensor:
-    pool = (case.a, case.bt, case.scale)
-    return launch.lora_linear_input_gradient(
-        dy, case.weight, *pool, *plan.tensors, case.slices, config=config
-    )
-
-
-def two_adapters(rows: int, dtype: torch.dtype = torch.float32) -> FusedCase:
-    """Rows by turns of two adapters of rank 4, all in one tile; the last row is base only."""
-    case = random_case(3, dtype)
-    generator = torch.Generator().manual_seed(0)
-    inputs, outputs = case.weight.shape[1], case.weight.shape[0]
-    pool = 8, len(case.slices), inputs
-    segments = [LoraSegment((((i % 2) * 4, 4, 1.0),), i, i + 1) for i in range(rows - 1)]
-    return replace(
-        case,
-        x=torch.randn(rows, inputs, generator=generator).to(dtype),
-        a=(torch.randn(pool, generator=generator) / inputs**0.5).to(dtype),
-        bt=torch.randn(8, outputs, generator=generator).to(dtype),
-        scale=torch.ones(8, len(case.slices)),
-        segments=segments,
-    )
-
-
 def test_the_interpreter_runs_here() -> None:
-    assert kernel.INTERPRETED.value
+    assert tile_functions.INTERPRETED.value
 
 
 @pytest.mark.parametrize("seed", range(108))
@@ -156,17 +124,6 @@ def test_a_row_that_is_not_finite_reaches_no_other_row() -> None:
     assert torch.equal(y[others], healthy[others])
 
 
-def far_apart(tensor: Tensor) -> Tensor:
-    """The same with rows so far apart that the last begins beyond 2^31 elements; only the pages
-    that are written take memory."""
-    stride = 2**31 // (len(tensor) - 1) + 16
-    size = (len(tensor) - 1) * stride + tensor[0].numel()
-    memory = lazy_zeros((size,), dtype=tensor.dtype, device=torch.device("cpu"))
-    far = memory.as_strided(tensor.shape, (stride, *tensor.stride()[1:]))
-    far.copy_(tensor)
-    return far
-
-
 @pytest.mark.parametrize("name", ["x", "weight", "a", "bt"])
 def test_rows_may_lie_beyond_32_bits(name: str) -> None:
     case, config = two_adapters(9, torch.float16), CONFIGS[1]
@@ -179,10 +136,7 @@ def test_rows_beyond_the_step_are_not_written() -> None:
     case, config = two_adapters(9), CONFIGS[0]
     out = torch.full((20, len(case.weight)), 7.0)
     plan = case.plan(config.block_m, max_rows=20)
-    launch.lora_linear(
-        case.x, case.weight, case.bias, case.a, case.bt, case.scale, *plan.tensors, case.slices,
-        config=config, out=out[:9],
-    )  # fmt: skip
+    forward(case, plan, config, out=out[:9])
     assert relative_error(out[:9], case.expected()) <= BOUNDS[torch.float32]
     assert (out[9:] == 7.0).all()
 

@@ -7,6 +7,7 @@ from kernel_support.fused_cases import random_case
 from tolerances import relative_error
 
 from polygraft.kernels.fused import operator
+from polygraft.kernels.fused.dispatch import Dispatcher
 from polygraft.kernels.fused.tiles import Target
 
 
@@ -15,7 +16,7 @@ from polygraft.kernels.fused.tiles import Target
 def test_the_tiles_of_each_target_compute_the_same(
     target: Target, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operator, "target_of", lambda device: target)
+    monkeypatch.setattr(operator, "dispatcher_of", lambda device: Dispatcher(target))
     case = random_case(seed)
     plan = case.plan(32)
     pool = (case.a, case.bt, case.scale)
