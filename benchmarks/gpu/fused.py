@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from polygraft.kernels.fused import launch
+from polygraft.kernels.fused.dispatch import dispatcher_of
 from polygraft.kernels.fused.launch import Scratch
-from polygraft.kernels.fused.operator import target_of
 from polygraft.kernels.fused.plan import ColumnPlan, PlanCapacity
-from polygraft.kernels.fused.tiles import Bucket, TileConfig, choice
+from polygraft.kernels.fused.tiles import Bucket, TileConfig
 from polygraft.kernels.segments import LoraSegment
 
 INTERPRETED = TileConfig(16, 32, 32)
@@ -28,18 +28,24 @@ class FusedSite:
     ) -> None:
         """columns: packed columns of a step at most."""
         self.slices = tuple(slices)
-        self.config = tiles_of(rows, inputs, self.slices, device)
-        capacity = PlanCapacity(rows, max(columns, 1), self.config.block_m)
+        self._bucket = Bucket.forward(rows, inputs, self.slices)
+        block_rows = _block_rows(rows, device)
+        capacity = PlanCapacity(rows, max(columns, 1), block_rows)
         self._host = ColumnPlan(capacity, pinned=device.type == "cuda")
         self.plan = ColumnPlan(capacity, device)
-        elements = self.config.split_k * rows * sum(self.slices)
-        tiles = self.config.num_tiles(rows, self.slices)
-        self._scratch = Scratch.allocate(elements, tiles, device)
+        self.config: TileConfig | None = None  # known with the first step
+        self._scratch: Scratch | None = None
 
     def fill(self, segments: Sequence[LoraSegment]) -> None:
-        """The plan of a step; captured graphs read the new one."""
+        """The plan of a step; captured graphs read the new one. The first one decides what computes
+        all of them, as the columns of its widest tile are part of the bucket."""
         self._host.fill(segments)
         self.plan.copy_(self._host)
+        if self.config is None:
+            device = self.plan.buffer.device
+            self.config = _config(self._bucket, self._host.widest_tile, device)
+            work = [(self._bucket, self.config)]
+            self._scratch = Scratch.for_launches(work, self.plan.capacity.columns, device)
 
     def __call__(
         self,
@@ -51,15 +57,17 @@ class FusedSite:
         scale: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        """One launch."""
+        """The linear, by the kernel that a server takes for such a step."""
+        assert self.config is not None, "fill comes first"
         return launch.lora_linear(
             x, weight, bias, a, bt, scale, *self.plan.tensors, self.slices,
             config=self.config, scratch=self._scratch, out=out,
         )  # fmt: skip
 
 
-def tiles_of(rows: int, inputs: int, slices: tuple[int, ...], device: torch.device) -> TileConfig:
-    """What a server takes for these rows on this GPU."""
-    if device.type == "cpu":
-        return INTERPRETED
-    return choice(Bucket.forward(rows, inputs, slices), target_of(device))
+def _block_rows(rows: int, device: torch.device) -> int:
+    return INTERPRETED.block_m if device.type == "cpu" else dispatcher_of(device).block_rows(rows)
+
+
+def _config(bucket: Bucket, columns: int, device: torch.device) -> TileConfig:
+    return INTERPRETED if device.type == "cpu" else dispatcher_of(device).choice(bucket, columns)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from benchmarks.gpu.sites import Load
 from benchmarks.gpu.timing import Times
-
 from polygraft.kernels.fused.dispatch import COLUMN_BUCKETS, tiles_of
 from polygraft.kernels.fused.measured_table import Entry
 from polygraft.kernels.fused.tiles import Bucket, Target, TileConfig, Variant, block_rows
