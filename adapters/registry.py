@@ -161,7 +161,13 @@ class Registry:
         return self.version(parsed.name, alias.target_for(request_key).number), alias
 
     def publish(
-        self, name: str, manifest: Manifest, files: Mapping[str, Path], *, proven: bool = False
+        self,
+        name: str,
+        manifest: Manifest,
+        files: Mapping[str, Path],
+        *,
+        proven: bool = False,
+        first_is_live: bool = True,
     ) -> VersionRecord:
         """Stores the files and gives them the next number of `name`; the first becomes `live`.
 
@@ -176,7 +182,7 @@ class Registry:
             with self._writing:
                 record = self.find(name, digest) or self._versions.append(name, digest, facts)
                 with contextlib.suppress(AliasConflict):  # another process was first
-                    if self.live(name) is None:
+                    if first_is_live and self.live(name) is None:
                         first = AliasMove((Target(digest, record.number),), 0, "first version")
                         self._aliases.move(name, LIVE, first)
         failpoint("publish.reply")

@@ -29,7 +29,8 @@ class UploadHeader:
     """What is to be published under `name`, and which alias, if any, shall point to it.
 
     `allow_unverified_base` admits folders that do not say which base they were trained on;
-    `allow_no_effect` admits a LoRA that changes nothing. `upload_id` is how the caller names this
+    `allow_no_effect` admits a LoRA that changes nothing; `no_alias` leaves `live` alone even where
+    this is the first version of its name. `upload_id` is how the caller names this
     upload when it resumes; empty lets the content of the header stand for it.
     """
 
@@ -39,6 +40,7 @@ class UploadHeader:
     allow_unverified_base: bool = False
     allow_no_effect: bool = False
     upload_id: str = ""
+    no_alias: bool = False
 
     def id(self) -> str:
         """The id under which it is resumed: the caller's, or the sha256 of all that is declared."""
@@ -66,6 +68,8 @@ def check_header(header: UploadHeader, limits: AdapterLimits) -> None:
         check_upload_id(header.upload_id)
     if header.alias is not None:
         check_alias(header.alias)
+        if header.no_alias:
+            raise _bad("no_alias", f"no_alias with alias {header.alias}", "one of the two")
     if not 1 <= len(header.files) <= limits.max_files:
         raise _bad("files", len(header.files), f"1..{limits.max_files} files")
     for index, file in enumerate(header.files):

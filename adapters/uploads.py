@@ -289,10 +289,14 @@ class Uploads:
         if known is not None:
             warnings.append(_already_published(known))
         record = self._registry.publish(
-            header.name, validated.manifest, validated.files, proven=proof.proven
+            header.name,
+            validated.manifest,
+            validated.files,
+            proven=proof.proven,
+            first_is_live=not header.no_alias,
         )
         alias = self._move_alias(header, record)
-        if alias is None and live is None:
+        if alias is None and live is None and not header.no_alias:
             alias = self._registry.live(header.name)
         return PublishedUpload(record, alias, warnings)
 

@@ -64,20 +64,22 @@ class UploadAdapterRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base", "allow_no_effect", "upload_id")
+    __slots__ = ("adapter_name", "files", "alias", "allow_unverified_base", "allow_no_effect", "upload_id", "no_alias")
     ADAPTER_NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_UNVERIFIED_BASE_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NO_EFFECT_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    NO_ALIAS_FIELD_NUMBER: _ClassVar[int]
     adapter_name: str
     files: _containers.RepeatedCompositeFieldContainer[FileDeclaration]
     alias: str
     allow_unverified_base: bool
     allow_no_effect: bool
     upload_id: str
-    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ..., allow_no_effect: _Optional[bool] = ..., upload_id: _Optional[str] = ...) -> None: ...
+    no_alias: bool
+    def __init__(self, adapter_name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileDeclaration, _Mapping]]] = ..., alias: _Optional[str] = ..., allow_unverified_base: _Optional[bool] = ..., allow_no_effect: _Optional[bool] = ..., upload_id: _Optional[str] = ..., no_alias: _Optional[bool] = ...) -> None: ...
 
 class FileDeclaration(_message.Message):
     __slots__ = ("name", "size_bytes", "sha256")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class GateRun:
     name: str
     version: str
     """What may stand behind the @ of a reference: "7", "canary"."""
-    data: Path
+    data: Path | Source
+    """A file, or the test split of what was read already."""
     alias: str = "live"
     metric: str | None = None
     """None: ROUGE-L, or exact match where the answers are too short for it."""
@@ -48,6 +49,13 @@ class GateRun:
     expected_generation: int | None = None
     policy: GatePolicy | None = None
     force: bool = False
+    note: Callable[[str], None] = field(default=lambda text: None)
+    """Told what goes on while the rows are answered."""
+
+    @property
+    def data_name(self) -> str:
+        """What the server's record calls the rows."""
+        return self.data.name if isinstance(self.data, Path) else "test split"
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,14 @@ def run_gate(run: GateRun) -> Alias:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _run_once(run)
-        except AliasConflict:
+        except AliasConflict as conflict:
             if run.expected_generation is not None or attempt == ATTEMPTS:
                 raise
+            generation = conflict.metadata.get("generation", "another")
+            run.note(
+                f"{run.name}@{run.alias} was moved meanwhile (generation {generation}); all "
+                "answer again, against what it points to now"
+            )
     raise AssertionError("unreachable")
 
 
@@ -96,9 +109,10 @@ def _run_once(run: GateRun) -> Alias:
                 item="version",
             )
         contestants, source = _contestants(client, run, digests)
+        rows = source.splits.test
+        run.note(f"{len(contestants)} answer {len(rows)} rows in turn")
         for digest in digests:
             client.load_adapter(digest)  # else the first answers would be slower than the others
-        rows = source.splits.test
         answers = ask_in_turn(run.address, contestants, rows)
         metric = run.metric or source.metric
         recorded = [
@@ -132,7 +146,7 @@ def _contestants(
         assert version is not None
         prompts.append(prompt_of(parse_manifest(version.manifest_json.encode())))
     _check_variables(prompts)
-    source = scored_rows(run.data, prompts[0], run.template, run.completion)
+    source = _rows(run, prompts[0])
     filled = [prompt or source.prompt for prompt in prompts]
     longest = max(max_output_tokens(prompt) for prompt in filled)
     contestants = [
@@ -141,6 +155,12 @@ def _contestants(
     ]
     contestants.append(Contestant("", source.prompt, by_variables=False))
     return [replace(c, prompt=_limited(c.prompt, longest)) for c in contestants], source
+
+
+def _rows(run: GateRun, prompt: Prompt | None) -> Source:
+    if isinstance(run.data, Path):
+        return scored_rows(run.data, prompt, run.template, run.completion)
+    return run.data.with_prompt(prompt) if prompt else run.data
 
 
 def _check_variables(prompts: Sequence[Prompt | None]) -> None:
@@ -207,7 +227,7 @@ def _record(
         metric=metric,
         signature=score.signature,
         data_sha256=source.splits.hashes()["test"],
-        data_name=run.data.name,
+        data_name=run.data_name,
         decoding=f"greedy|max:{max_output_tokens(contestant.prompt)}",
         stopped=[answer.stopped for answer in answers],
         output_tokens=[answer.tokens for answer in answers],

@@ -61,7 +61,7 @@ def open_adapter(path: Path, base_path: str | None) -> OpenAdapter:
     """
     files = find_adapter(path)
     manifest = parse_manifest(files[MANIFEST_FILE].read_bytes()) if MANIFEST_FILE in files else None
-    base = _load_base(files, base_path)
+    base = load_base_of(files, base_path)
     geometry = describe_base(
         base.model, base.model.config, name=base.name, fingerprint=base.fingerprint
     )
@@ -110,7 +110,8 @@ def asker(base: FrozenBase, peft_model: Adapted | None) -> Ask:
     return ask
 
 
-def _load_base(files: Mapping[str, Path], base_path: str | None) -> FrozenBase:
+def load_base_of(files: Mapping[str, Path], base_path: str | None) -> FrozenBase:
+    """The base that an adapter names, or the given one. RecipeError when neither says it."""
     config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
     name = base_path or config.get("base_model_name_or_path")
     if not name:

@@ -43,6 +43,8 @@ class Prepared:
     max_new_tokens: int
     general: General | None = None
     """Old skills to ask before and after, where the recipe wants that."""
+    warnings: tuple[str, ...] = ()
+    """About the data, as the run said them: for its report."""
 
 
 def prepare(config: RunConfig, observer: Observer) -> Prepared:
@@ -88,6 +90,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
         learning_rate=learning_rate,
         max_new_tokens=max_new_tokens,
         general=general,
+        warnings=tuple(data.notes),
     )
 
 

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from polygraft.trainer.prepare import Prepared
 
 
-def save_probes(peft_model: PeftModel, prepared: Prepared, directory: Path) -> int:
-    """Write the probes file for prompts of the validation rows; returns how many there are."""
+def save_probes(peft_model: PeftModel, prepared: Prepared, directory: Path) -> Probes:
+    """Write the probes file for prompts of the validation rows."""
     # Rows of plain text ask nothing; then the text is what is answered.
     prompts = [row.prompt or row.input_ids[:-1] for row in prepared.validation]
     probes = make_probes(peft_model, prompts, context_length=prepared.geometry.context_length)
     write_probes(probes, directory / PROBES_FILE)
-    return probes.count
+    return probes
 
 
 def make_probes(
@@ -94,7 +94,7 @@ def _record(peft_model: PeftModel, prompt: Sequence[int]) -> _Recorded:
         last = _last_logprobs(peft_model, prompt)
         with peft_model.disable_adapter():
             base = _last_logprobs(peft_model, prompt)
-        greedy_ids, greedy_margin = _greedy(peft_model, prompt)
+        greedy_ids, greedy_margin = greedy(peft_model, prompt)
     top = last.topk(min(MAX_TOP, last.shape[-1]))
     return _Recorded(
         top.indices, top.values, base.gather(-1, top.indices), greedy_ids, greedy_margin
@@ -107,14 +107,15 @@ def _last_logprobs(model: PeftModel, prompt: Sequence[int]) -> Tensor:
     return logits[-NUM_POSITIONS:].float().log_softmax(-1).cpu()
 
 
-def _greedy(model: PeftModel, prompt: Sequence[int]) -> tuple[list[int], list[float]]:
+def greedy(model: PeftModel, prompt: Sequence[int]) -> tuple[list[int], list[float]]:
     """The most likely continuation, ends of sequence included, and the lead of each token."""
     ids, margins = list(prompt), []
-    for _ in range(NUM_GREEDY):
-        logits = model(input_ids=_row(model, ids), use_cache=False).logits[0, -1].float()
-        first, second = logits.topk(2).values.tolist()
-        ids.append(int(logits.argmax()))
-        margins.append(first - second)
+    with _answering(model):
+        for _ in range(NUM_GREEDY):
+            logits = model(input_ids=_row(model, ids), use_cache=False).logits[0, -1].float()
+            first, second = logits.topk(2).values.tolist()
+            ids.append(int(logits.argmax()))
+            margins.append(first - second)
     return ids[len(prompt) :], margins
 
 

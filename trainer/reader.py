@@ -63,6 +63,13 @@ def make_reader(data: Data, path: str) -> Reader:
     return Reader(form, segments, field_pairs(variables, data.completion))
 
 
+def unreduced(data: Data) -> str:
+    """Why an adapter cannot carry the prompt that it is trained with; empty where it can."""
+    names = (data.template,) if isinstance(data.template, str) else data.template
+    is_library = any(name.startswith(PREFIX) for name in names) or len(names) > 1
+    return (_library_reader(names).note or "") if is_library and data.task is None else ""
+
+
 def _form(data: Data, path: str, variables: Sequence[str]) -> Form:
     if data.form != "auto":
         return Form(data.form)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from polygraft.adapters.manifest import Manifest, ScoreRecord, canonical_json
+from polygraft.trainer.data import Example
 from polygraft.trainer.evaluation import Evaluation
 from polygraft.trainer.forgetting.record import Forgetting
 from polygraft.trainer.forms import Form
 from polygraft.trainer.memory_account import MemoryAccount
 from polygraft.trainer.prepare import Prepared
+from polygraft.trainer.push.witness import SHA256_KEY, witness_sha256
 from polygraft.trainer.run_directory import RunDirectory
 from polygraft.trainer.saved import build_manifest
 from polygraft.trainer.scoring import Subject, compare, predictions
@@ -44,6 +49,7 @@ def write_manifest(
         trained_parameters=trained_parameters,
         parent=parent,
         minutes=seconds / 60,
+        evidence={SHA256_KEY: sha256} if (sha256 := witness_sha256(directory.work)) else {},
     )
     (directory.work / "manifest.json").write_bytes(canonical_json(manifest))
     return manifest
@@ -61,13 +67,14 @@ def write_report(
 ) -> None:
     """report.json for programs, predictions.test.jsonl for eyes."""
     source, method = prepared.source, manifest.method
-    groups = [row.group for row in source.splits.test]
-    differences = compare(subjects, groups) if subjects else {}
     report = {
         "schema": "polygraft.report/1",
         "name": prepared.config.name,
         "digest": manifest.digest,
         "base": prepared.base.name,
+        "method": prepared.config.method.kind,
+        "metric": prepared.config.eval.metric,
+        "warnings": list(prepared.warnings),
         "data": {
             record.split: {"rows": record.rows, "sha256": record.sha256} for record in manifest.data
         },
@@ -76,11 +83,7 @@ def write_report(
             "validation_loss": round(best.loss, 5),
             best.metric: round(best.value, 2),
         },
-        "test": [subject.as_json() for subject in subjects],
-        "difference": {
-            name: {"value": round(score.value or 0.0, 2), "ci95": score.interval}
-            for name, score in differences.items()
-        },
+        **_tested(subjects, source.splits.test),
         "cost": {
             "trained_parameters": method.trainable_params if method else None,
             "adapter_bytes": manifest.size_bytes,
@@ -93,6 +96,36 @@ def write_report(
     directory.write_json("report.json", report)
     if subjects:
         directory.write_lines("predictions.test.jsonl", predictions(source.splits.test, subjects))
+
+
+def add_scores(
+    run: Path,
+    subjects: Sequence[Subject],
+    rows: Sequence[Example],
+    forgetting: Forgetting | None = None,
+) -> None:
+    """Put what was measured after a run, as through a server, into its report and predictions.
+
+    `subjects` begin with the base and end with the adapter.
+    """
+    directory = RunDirectory(run, run)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    report |= _tested(subjects, rows)
+    if forgetting is not None:
+        report["forgetting"] = forgetting.as_json()
+    directory.write_json("report.json", report)
+    directory.write_lines("predictions.test.jsonl", predictions(rows, subjects))
+
+
+def _tested(subjects: Sequence[Subject], rows: Sequence[Example]) -> dict[str, Any]:
+    differences = compare(subjects, [row.group for row in rows]) if subjects else {}
+    return {
+        "test": [subject.as_json() for subject in subjects],
+        "difference": {
+            name: {"value": round(score.value or 0.0, 2), "ci95": score.interval}
+            for name, score in differences.items()
+        },
+    }
 
 
 def _score_records(prepared: Prepared, subjects: Sequence[Subject]) -> list[ScoreRecord]:

@@ -142,9 +142,12 @@ def _run(
     from polygraft.trainer.best import trainable_tensors
     from polygraft.trainer.divergence import check_trained
     from polygraft.trainer.forgetting.measure import ask_base
+    from polygraft.trainer.interpret import save_start
     from polygraft.trainer.optimise import optimise
     from polygraft.trainer.plots import plot_loss
     from polygraft.trainer.probes import save_probes
+    from polygraft.trainer.push.witness import save_witnesses
+    from polygraft.trainer.report.pages import write_pages
     from polygraft.trainer.reporting import write_manifest, write_report
     from polygraft.trainer.saved import save_adapter
 
@@ -153,6 +156,8 @@ def _run(
     peft_model = methods.attach(prepared.base, prepared.config, prepared.source.prompt_text)
     parent = _take_up_earlier(prepared, peft_model, observer)
     _make_ready(prepared, peft_model, observer)
+    if is_first():
+        save_start(peft_model, directory.work)
     untrained = trainable_tensors(peft_model)
     account = _predict_memory(prepared, peft_model, observer)
     started = time.monotonic()
@@ -164,7 +169,9 @@ def _run(
     save_adapter(peft_model, prepared.base, directory.work / "adapter")
     num_probes = None
     if isinstance(peft_model, PeftModel):  # what no server computes needs no witness
-        num_probes = save_probes(peft_model, prepared, directory.work / "adapter")
+        probes = save_probes(peft_model, prepared, directory.work / "adapter")
+        save_witnesses(peft_model, prepared, probes, directory.work)
+        num_probes = probes.count
     subjects = []
     if score_test:  # the first and only time that the test split is answered
         subjects = _score(prepared, peft_model)
@@ -182,6 +189,7 @@ def _run(
         account = _measure_memory(account, prepared, peft_model, observer)
     write_report(prepared, directory, manifest, best, subjects, seconds, account, forgetting)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
+    write_pages(directory.work)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds, forgetting)
 

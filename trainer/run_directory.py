@@ -22,6 +22,10 @@ from polygraft.trainer.errors import RecipeError
 from polygraft.trainer.recipe import RESOLVED
 
 INTERRUPTED = ".interrupted"
+JOURNAL = "pushes.jsonl"
+"""One line for every push that published a version or moved an alias."""
+READING_FILE = "soft_prompt.json"
+"""What a soft prompt reads like, once `polygraft interpret` was asked."""
 
 
 @dataclass(frozen=True)

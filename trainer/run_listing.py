@@ -23,6 +23,11 @@ class RunRecord:
     servable: bool | None
 
     @property
+    def name(self) -> str:
+        """Of the run, also while it is written under its hidden name."""
+        return self.directory.resolve().name.removeprefix(".")
+
+    @property
     def is_complete(self) -> bool:
         """Whether it ended by itself."""
         return bool(self.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -82,8 +82,12 @@ def build_manifest(
     trained_parameters: int,
     parent: str | None,
     minutes: float,
+    evidence: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of the adapter in `directory`, whose files are read back as a server would."""
+    """The manifest of the adapter in `directory`, whose files are read back as a server would.
+
+    `evidence` are hashes of files that stay in the run, for the provenance.
+    """
     import torch
 
     from polygraft.adapters.limits import AdapterLimits
@@ -169,6 +173,7 @@ def build_manifest(
             "device": base.model.device.type,
             "minutes": f"{minutes:.2f}",
             **({"parent": parent} if parent else {}),
+            **evidence,
             **({"not_servable": unserved} if unserved else {}),
         },
     )

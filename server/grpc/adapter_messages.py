@@ -44,6 +44,7 @@ def read_header(message: pb.UploadHeader) -> UploadHeader:
         alias=message.alias or None,
         allow_unverified_base=message.allow_unverified_base,
         allow_no_effect=message.allow_no_effect,
+        no_alias=message.no_alias,
         upload_id=message.upload_id,
     )
 

@@ -233,6 +233,18 @@ def test_an_identity_adapter_is_published_when_allowed(uploads: Uploads, tmp_pat
     assert any("NO_EFFECT" in warning for warning in published.warnings)
 
 
+def test_without_an_alias_not_even_the_first_version_is_live(
+    uploads: Uploads, registry: Registry, tmp_path: Path
+) -> None:
+    made = [write_adapter(tmp_path / str(i), tensors=lora_tensors(seed=i)) for i in (1, 2)]
+    published = push(uploads, made[0], "sum", no_alias=True)
+    assert (published.record.number, published.alias, registry.live("sum")) == (1, None, None)
+    assert registry.resolve("sum@1").digest == published.record.digest
+    second = push(uploads, made[1], "sum").alias
+    assert second is not None
+    assert (second.alias, second.number) == ("live", 2)
+
+
 def test_what_the_device_can_never_hold_is_refused(registry: Registry, tmp_path: Path) -> None:
     made = Uploads(
         tmp_path / "staging", registry, small_geometry(), LIMITS, fits=lambda w: "too wide"
@@ -257,6 +269,7 @@ GOOD = (declared(), declared("adapter_model.safetensors"))
         (UploadHeader("", GOOD), "not a valid name"),
         (UploadHeader("sum", GOOD, alias="../x"), "not a valid alias"),
         (UploadHeader("sum", GOOD, alias="7"), "not a valid alias"),
+        (UploadHeader("sum", GOOD, alias="live", no_alias=True), "no_alias with alias live"),
         (UploadHeader("sum", ()), r"files: 0 is not valid"),
         (UploadHeader("sum", GOOD * 3), r"allowed: 1\.\.4 files"),
         (UploadHeader("sum", (GOOD[0], *GOOD)), "every name once"),

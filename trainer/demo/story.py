@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from polygraft.client import Client, Upload
+from polygraft.client import AdapterVersion, Client
 from polygraft.trainer.base.skills import NAMES_WORDINGS
 from polygraft.trainer.config import Data
+from polygraft.trainer.demo.page import (
+    Told,
+    complete_run,
+    keep_reading,
+    short,
+    write_demo_page,
+)
 from polygraft.trainer.demo.prometheus import scrape
 from polygraft.trainer.demo.recipes import NAMES, SUMMARY, THREADS, demo_recipe
+from polygraft.trainer.demo.scores import (
+    Boards,
+    highlights,
+    same_as_alone,
+    score_base,
+    score_shots,
+    score_version,
+)
 from polygraft.trainer.demo.server_process import ServerProcess
 from polygraft.trainer.demo.tables import answer_table, metric_table, score_columns
 from polygraft.trainer.demo.traffic import Request, Swap, mixed_load, swap_under_load
+from polygraft.trainer.forgetting.general import MIX, load_general
+from polygraft.trainer.forgetting.measure import forget
+from polygraft.trainer.forgetting.record import Forgetting
 from polygraft.trainer.metrics import rouge_l
 from polygraft.trainer.progress import ProgressBar
+from polygraft.trainer.push.pipeline import PushResult, PushRun, push
 from polygraft.trainer.remote import make_request, server_asker
 from polygraft.trainer.run import RunResult, train
 from polygraft.trainer.scoring import (
@@ -27,15 +48,16 @@ from polygraft.trainer.scoring import (
     Subject,
     best_base_prompt,
     literal_text,
-    score_subject,
 )
 from polygraft.trainer.source import Source, load_source
 
 START_SECONDS = 120.0
 LOAD_ROWS = 16
 """Rows of each task in the mixed load; each is asked of the base and of the adapter."""
-STREAMS = 16
+STREAMS = 4
 """Requests in flight while the alias moves."""
+SKILL_ROWS = 4
+"""Of each old skill."""
 SHOWN_ROWS = 2
 """Rows of each task in the table of answers: simply the first of the test split."""
 
@@ -49,13 +71,16 @@ class Demo:
     base: str
     keep: bool
     """Whether `output` outlives the demonstration."""
+    page: Path
+    """The HTML that outlives it in any case."""
     process: ServerProcess
     """Started already; it loads torch while we do."""
     started: float
     """When the demonstration began, on the monotonic clock."""
     server: str = ""
     metrics: str = ""
-    steps: int = 0
+    told: list[Told] = field(default_factory=list)
+    forgetting: Forgetting | None = None
     measured: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
 
@@ -76,6 +101,7 @@ class Demo:
         self.measured |= {"server_exit_code": code, "seconds": round(seconds, 1)}
         kept = f"in {self.output}" if self.keep else "with --keep"
         self._say(f"exit code {code}; {seconds:.0f} s in all. Adapters, plots and logs: {kept}.")
+        self._say(f"The report, with pictures and answers side by side: {self.page}")
         return self.measured
 
     def _show(self) -> None:
@@ -89,16 +115,22 @@ class Demo:
         self._mixed_load(prompts)
         self._step("Train the LoRA properly")
         full = self._train("full")
-        self._step(f"Replace {SUMMARY}@live while requests stream")
+        self._step(f"Push it to {SUMMARY}@live, through every check, while requests stream")
         swap = self._swap(full)
+        pushed = swap.push.version
+        assert pushed is not None  # `push` raises otherwise
         self._step("Score on held-out rows, through the server")
-        bases = {name: self._score_base(name, prompt) for name, prompt in prompts.items()}
-        adapters = [self._score(u) for u in (first, swap.upload, named)]
-        self._compare_with_alone(swap, {1: adapters[0], 2: adapters[1]})
-        self._show_scores(bases, adapters)
+        boards = self._score(prompts, {SUMMARY: [first, pushed], NAMES: [named]})
+        self._compare_with_alone(swap, dict(enumerate(boards[SUMMARY][2:], 1)))
+        self._show_scores(boards)
         self._ask_in_a_known_wording()
+        self._step("Ask what became of the base's old skills")
+        self._forget(full)
+        self._step("Read the soft prompt")
+        self._read(names)
         self._step("What the server counted")
         self.console.print(metric_table(scrape(self.metrics)))
+        self._write_page(boards, swap, {SUMMARY: full, NAMES: names})
 
     def _train(self, recipe: str) -> RunResult:
         config = demo_recipe(recipe, base=self.base, output=self.output / "runs", threads=THREADS)
@@ -109,11 +141,11 @@ class Demo:
         self.measured.setdefault("training_seconds", {})[config.name] = round(result.seconds, 1)
         return result
 
-    def _upload(self, run: RunResult, name: str) -> Upload:
+    def _upload(self, run: RunResult, name: str) -> AdapterVersion:
         with Client(self.server) as client:
-            upload = client.upload_adapter(run.directory, name)
-        self._say_published(upload)
-        return upload
+            version = client.upload_adapter(run.directory, name).version
+        self._say_published(version)
+        return version
 
     def _base_prompt(self, name: str) -> Prompt:
         """What to ask the base: the task's instruction in the wording it understands best."""
@@ -149,10 +181,16 @@ class Demo:
             make_request(source.prompt, row, SUMMARY, by_variables=True)
             for row in source.splits.test
         ]
-        swap = asyncio.run(
-            swap_under_load(self.server, requests, run.directory, SUMMARY, streams=STREAMS)
+        wanted = PushRun(
+            run.directory,
+            self.server,
+            SUMMARY,
+            promote="live",
+            reason="trained on all rows",
+            done=lambda step, text: self._say(f"{step:<8} {text}"),
         )
-        self._say_published(swap.upload)
+        push_it: Callable[[], PushResult] = partial(push, wanted)
+        swap = asyncio.run(swap_under_load(self.server, requests, push_it, streams=STREAMS))
         counts = ", ".join(f"{count} by @{number}" for number, count in swap.by_version())
         self._say(
             f"{len(swap.load.answered)} answers, {counts}; {len(swap.load.failed)} failed. "
@@ -165,44 +203,41 @@ class Demo:
         }
         return swap
 
-    def _score_base(self, name: str, prompt: Prompt) -> Subject:
-        ask = server_asker(self.server, "", by_variables=False)
-        return score_subject(f"base, {name}", prompt, self.sources[name].splits.test, ask)
-
-    def _score(self, upload: Upload) -> Subject:
-        version = upload.version
-        source = self.sources[version.adapter_name]
-        ask = server_asker(self.server, version.digest, by_variables=True)
-        title = f"{version.adapter_name}@{version.number}"
-        return score_subject(title, source.prompt, source.splits.test, ask)
+    def _score(
+        self, prompts: dict[str, Prompt], versions: dict[str, list[AdapterVersion]]
+    ) -> Boards:
+        """Base, base behind solved rows and adapters on the test rows of each task."""
+        return {
+            name: [
+                score_base(self.server, name, source, prompts[name]),
+                score_shots(self.server, name, source, prompts[name]),
+                *(score_version(self.server, source, version) for version in versions[name]),
+            ]
+            for name, source in self.sources.items()
+        }
 
     def _compare_with_alone(self, swap: Swap, alone: dict[int, Subject]) -> None:
         """Each answer given during the swap against what its version says without one."""
-        test = self.sources[SUMMARY].splits.test
-        row_of = {str(row.variables): number for number, row in enumerate(test)}
-        same = 0
-        for answered in swap.load.answered:
-            version = answered.generation.version
-            assert version is not None
-            row = row_of[str(answered.request["variables"])]
-            same += alone[version.number].answers[row].text == answered.generation.text
+        same = same_as_alone(swap, alone, self.sources[SUMMARY].splits.test)
         self.measured["swap"]["same_as_alone"] = same
         self._say(
             f"{same} of the {len(swap.load.answered)} answers of the swap are word for word what "
             "their version answers without one"
         )
 
-    def _show_scores(self, bases: dict[str, Subject], adapters: list[Subject]) -> None:
-        _, better, named = adapters
+    def _show_scores(self, boards: Boards) -> None:
         shown = [
-            (row, {"base": bases[name].answers[n].text, subject.name: subject.answers[n].text})
-            for name, subject in ((SUMMARY, better), (NAMES, named))
+            (
+                row,
+                {"base": board[0].answers[n].text, board[-1].name: board[-1].answers[n].text},
+            )
+            for name, board in boards.items()
             for n, row in enumerate(self.sources[name].splits.test[:SHOWN_ROWS])
         ]
         self.console.print(answer_table(shown))
-        columns = [bases[SUMMARY], *adapters[:2], bases[NAMES], named]
+        columns = [subject for board in boards.values() for subject in board]
         self.console.print(score_columns(columns))
-        self._say(f"{len(better.answers)} rows each, about people whom no training row names")
+        self._say(f"{columns[0].rows} rows each, about people whom no training row names")
         self.measured["scores"] = {
             subject.name: {score.metric: score.value for score in subject.scores}
             for subject in columns
@@ -212,7 +247,8 @@ class Demo:
         """What a soft prompt is: it finds a skill that the base has, it does not add one."""
         source, wording = self.sources[NAMES], NAMES_WORDINGS[0]
         segments = [{"text": f"{wording}\n"}, *source.prompt["segments"]]
-        subject = self._score_base(NAMES, {**source.prompt, "segments": segments})
+        prompt = {**source.prompt, "segments": segments}
+        subject = score_base(self.server, NAMES, source, prompt)
         value = subject.value("exact_match")
         self._say(
             f'Asked in the words of its pre-training, "{wording}", the base has {value:.1f} exact '
@@ -220,15 +256,44 @@ class Demo:
         )
         self.measured["names_in_known_wording"] = value
 
+    def _forget(self, run: RunResult) -> None:
+        """Old skills with the LoRA attached and detached."""
+        self.forgetting = forget(run.directory, load_general(MIX, per_skill=SKILL_ROWS))
+        self._say(self.forgetting.sentence())
+        self.measured["old_skills"] = short(self.forgetting)
+
+    def _read(self, run: RunResult) -> None:
+        """The words nearest to the virtual tokens."""
+        reading = keep_reading(run.directory)
+        for sentence in reading.sentences():
+            self._say(sentence)
+        words = [f"{word!r} x{count}" for word, count in reading.words()[:6]]
+        self._say(f"read most often: {', '.join(words) or 'nothing'}")
+        self.measured["soft_prompt_words"] = dict(reading.words())
+
+    def _write_page(self, boards: Boards, swap: Swap, runs: dict[str, RunResult]) -> None:
+        """The runs' own reports with what the server answered, and the page about all of it."""
+        for name, run in runs.items():
+            forgetting = self.forgetting if name == SUMMARY else None
+            rows = self.sources[name].splits.test
+            complete_run(run.directory, boards[name], rows, forgetting)
+        write_demo_page(
+            self.page,
+            told=self.told,
+            boards=boards,
+            runs=[run.directory for run in runs.values()],
+            highlights=highlights(boards, swap),
+        )
+
     def _step(self, title: str) -> None:
-        self.steps += 1
-        self.console.print(f"\n[bold]{self.steps}. {title}[/]", highlight=False)
+        self.told.append(Told(title))
+        self.console.print(f"\n[bold]{len(self.told)}. {title}[/]", highlight=False)
 
     def _say(self, text: str) -> None:
+        self.told[-1].lines.append(text)
         self.console.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def _say_published(self, upload: Upload) -> None:
-        version = upload.version
+    def _say_published(self, version: AdapterVersion) -> None:
         kind = f"LoRA of rank {version.max_rank}"
         if version.virtual_tokens:
             kind = f"soft prompt of {version.virtual_tokens} tokens"

@@ -6,13 +6,13 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from polygraft.adapters.errors import PolygraftError
-from polygraft.client import AsyncClient, Generation, Upload
+from polygraft.client import AsyncClient, Generation
+from polygraft.trainer.push.pipeline import PushResult
 
 Request = dict[str, Any]
 """Arguments of `client.generate`."""
@@ -53,7 +53,7 @@ class Swap:
     """A load during which an alias moved."""
 
     load: Load
-    upload: Upload
+    push: PushResult
 
     def by_version(self) -> list[tuple[int, int]]:
         """(version number, answers it gave), by number."""
@@ -72,9 +72,9 @@ async def mixed_load(address: str, requests: Sequence[Request]) -> Load:
 
 
 async def swap_under_load(
-    address: str, requests: Sequence[Request], run: Path, name: str, *, streams: int
+    address: str, requests: Sequence[Request], push: Callable[[], PushResult], *, streams: int
 ) -> Swap:
-    """Keep `streams` requests in flight while `run` is uploaded and becomes `name@live`.
+    """Keep `streams` requests in flight while `push`, in a thread of its own, moves their alias.
 
     Goes on until the old and the new version each had time to answer every stream twice.
     """
@@ -96,11 +96,11 @@ async def swap_under_load(
         for _ in range(streams):
             group.create_task(keep_asking(client))
         await answers(2 * streams)
-        upload = await client.upload_adapter(run, name, alias="live")
+        pushed = await asyncio.to_thread(push)
         await answers(3 * streams)
         ended.set()
     load.seconds = time.monotonic() - started
-    return Swap(load, upload)
+    return Swap(load, pushed)
 
 
 async def _stream(client: AsyncClient, request: Request, load: Load) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Sequence
 from typing import Any
 
 SEED = 0  # the same run always shows the same rows
+NOT_SUBJECTS = {"id", "group", "variables", "messages", "reference", "asked", "score"}
+Words = list[tuple[str, bool]]
 
 
 def choose_examples(
@@ -26,6 +29,24 @@ def choose_examples(
     best, rest = rest[::-1][:count], rest[::-1][count:]
     chosen = random.Random(SEED).sample(rest, min(count, len(rest)))
     return {"worst": worst, "best": best, "random": chosen}
+
+
+def answers_of(row: dict[str, Any]) -> dict[str, Words]:
+    """Subject to its answer, word by word, with whether the reference says the word there too."""
+    wanted = str(row["reference"]).split()
+    return {
+        name: _marked(str(text).split(), wanted)
+        for name, text in row.items()
+        if name not in NOT_SUBJECTS
+    }
+
+
+def _marked(words: list[str], wanted: list[str]) -> Words:
+    matched: set[int] = set()
+    matcher = difflib.SequenceMatcher(a=words, b=wanted, autojunk=False)
+    for block in matcher.get_matching_blocks():
+        matched.update(range(block.a, block.a + block.size))
+    return [(word, index in matched) for index, word in enumerate(words)]
 
 
 def _scores(rows: Sequence[dict[str, Any]]) -> list[float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,102 +13,112 @@ import yaml
 
 from polygraft.trainer.drawing import svg_text
 from polygraft.trainer.errors import DataError
-from polygraft.trainer.report.examples import choose_examples
+from polygraft.trainer.report.examples import answers_of, choose_examples
+from polygraft.trainer.report.pictures import SHOWN_METRICS, plot_reading, plot_scores
+from polygraft.trainer.report.verdict import verdict
+from polygraft.trainer.run_directory import JOURNAL, READING_FILE
 from polygraft.trainer.run_listing import RunRecord
 
 CHOSEN = 5
 """Best, worst and random answers each."""
+_HEADINGS = {
+    "worst": "The worst answers",
+    "best": "The best answers",
+    "random": "Answers drawn at random",
+}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The first line of a run: is the adapter better than its base?"""
+def write_page(
+    runs: Sequence[RunRecord], target: Path, *, title: str = "", before: str = ""
+) -> None:
+    """Write the page about complete runs. Raises DataError for one that is not.
 
-    text: str
-    tone: str
-    """good, bad or open."""
-
-
-def write_page(runs: Sequence[RunRecord], target: Path) -> None:
-    """Write the page about complete runs. Raises DataError for one that is not."""
+    `title` and `before`, which is HTML, stand above the runs: a story that they are part of.
+    """
     from jinja2 import Environment
 
     for run in runs:
         if not run.is_complete:
             raise DataError("the run is not complete.", file=str(run.directory))
-    source = (files("polygraft.trainer.report") / "page.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        source
+    folder = files("polygraft.trainer.report")
+    source, style = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css")
     )
-    text = template.render(runs=[_run(run) for run in runs])
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(source).render(
+        runs=[_run(run) for run in runs], style=style, title=title, before=before
+    )
     target.write_text(text, encoding="utf-8")
-
-
-def verdict(run: RunRecord) -> Verdict:
-    """What the paired difference says about the metric that the run was judged by."""
-    found = run.report.get("difference", {}).get(run.metric)
-    base, adapter = run.score("base"), run.score("adapter")
-    if found is None or found.get("ci95") is None or base is None or adapter is None:
-        return Verdict("The test split was not scored by the metric of the run.", "open")
-    low, high = found["ci95"]
-    rows = run.report["test"][0]["rows"]
-    numbers = (
-        f"{run.metric} {base:.1f} to {adapter:.1f}, a difference of {found['value']:+.1f} "
-        f"[{low:+.1f}, {high:+.1f}] (95 % paired bootstrap, {rows} rows)"
-    )
-    if low > 0:
-        return Verdict(f"Better than its base: {numbers}.", "good")
-    if high < 0:
-        return Verdict(f"Worse than its base: {numbers}.", "bad")
-    return Verdict(f"Not to be told apart from its base: {numbers}.", "open")
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
     subjects = run.report["test"]
+    measured = list(subjects[0]["scores"]) if subjects else []
     return {
-        "name": run.directory.name,
+        "name": run.name,
         "verdict": verdict(run),
         "report": run.report,
+        "cost": run.report.get("cost") or {},
         "method": run.config["method"]["kind"],
         "metric": run.metric,
         "subjects": subjects,
-        "metrics": list(subjects[0]["scores"]) if subjects else [],
+        "main_metrics": [name for name in measured if name in SHOWN_METRICS],
+        "other_metrics": [name for name in measured if name not in SHOWN_METRICS],
+        "scores": _picture(lambda out: plot_scores(subjects, out, "scores")),
         "servable": run.servable,
-        "examples": choose_examples(_predictions(run.directory), CHOSEN),
+        "examples": _examples(run.directory),
         "memory": (run.report.get("cost") or {}).get("memory"),
-        "loss": _loss_picture(run.directory),
+        "warnings": run.report.get("warnings", []),
         "forgetting": run.report.get("forgetting"),
-        "forgetting_picture": _forgetting_picture(run),
+        "loss": _loss_picture(run),
+        "reading": _json(run.directory / READING_FILE),
+        "reading_picture": _reading_picture(run),
+        "pushes": _json_lines(run.directory / JOURNAL),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
     }
 
 
-def _predictions(directory: Path) -> list[dict[str, Any]]:
-    path = directory / "predictions.test.jsonl"
+def _examples(directory: Path) -> list[dict[str, Any]]:
+    """Parts of the page: heading and rows, each with its answers marked word by word."""
+    chosen = choose_examples(_json_lines(directory / "predictions.test.jsonl"), CHOSEN)
+    return [
+        {
+            "heading": _HEADINGS[kind],
+            "rows": [{**row, "answers": answers_of(row)} for row in chosen[kind]],
+        }
+        for kind in ("worst", "random", "best")
+        if chosen.get(kind)
+    ]
+
+
+def _loss_picture(run: RunRecord) -> str:
+    from polygraft.trainer.plots import plot_loss
+
+    path = run.directory / "metrics.jsonl"
+    if not path.is_file():
+        return ""
+    return _picture(lambda out: plot_loss(path, out, run.name))
+
+
+def _reading_picture(run: RunRecord) -> str:
+    reading = _json(run.directory / READING_FILE)
+    if not reading:
+        return ""
+    return _picture(lambda out: plot_reading(reading, out, "nearest tokens of the vocabulary"))
+
+
+def _picture(draw: Callable[[io.StringIO], object]) -> str:
+    """SVG, ready to stand in the page; empty where there was nothing to draw."""
+    buffer = io.StringIO()
+    draw(buffer)
+    return svg_text(buffer) if buffer.getvalue() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _loss_picture(directory: Path) -> str:
-    """The loss curve as SVG, ready to stand in the page."""
-    from polygraft.trainer.plots import plot_loss
-
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        return ""
-    buffer = io.StringIO()
-    plot_loss(path, buffer, directory.name)
-    return svg_text(buffer)
-
-
-def _forgetting_picture(run: RunRecord) -> str:
-    """Bars of the old skills as SVG; empty where they were not asked."""
-    from polygraft.trainer.forgetting.view import plot_forgetting
-
-    record = run.report.get("forgetting")
-    if not record:
-        return ""
-    buffer = io.StringIO()
-    plot_forgetting([record], buffer, "old skills")
-    return svg_text(buffer)

@@ -112,11 +112,13 @@ class AsyncClient:
         alias: str = "",
         allow_unverified_base: bool = False,
         allow_no_effect: bool = False,
+        no_alias: bool = False,
         progress: Progress | None = None,
         timeout: float = UPLOAD_SECONDS,
     ) -> Upload:
         """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it.
 
+        With `no_alias` none moves, not even `live` to the first version of a name.
         A broken connection or a server that restarts is waited out, and only what it lacks is sent
         again; so does another call with the same arguments, also by another process.
         """
@@ -126,6 +128,7 @@ class AsyncClient:
             alias=alias,
             allow_unverified_base=allow_unverified_base,
             allow_no_effect=allow_no_effect,
+            no_alias=no_alias,
         )
         deadline, resumption = time.monotonic() + timeout, Resumption(self._retry)
         while True:

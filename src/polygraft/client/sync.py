@@ -111,11 +111,13 @@ class Client:
         alias: str = "",
         allow_unverified_base: bool = False,
         allow_no_effect: bool = False,
+        no_alias: bool = False,
         progress: Progress | None = None,
         timeout: float = UPLOAD_SECONDS,
     ) -> Upload:
         """Publish a PEFT or run directory as a new version of `name`, and move `alias` to it.
 
+        With `no_alias` none moves, not even `live` to the first version of a name.
         A broken connection or a server that restarts is waited out, and only what it lacks is sent
         again; so does another call with the same arguments, also by another process.
         """
@@ -125,6 +127,7 @@ class Client:
             alias=alias,
             allow_unverified_base=allow_unverified_base,
             allow_no_effect=allow_no_effect,
+            no_alias=no_alias,
         )
         deadline, resumption = time.monotonic() + timeout, Resumption(self._retry)
         while True:

@@ -52,6 +52,7 @@ class UploadSource:
             alias=header.alias or None,
             allow_unverified_base=header.allow_unverified_base,
             allow_no_effect=header.allow_no_effect,
+            no_alias=header.no_alias,
         ).id()
         return header
 

@@ -15,6 +15,7 @@ from polygraft.commands.failure import CommandFailed, ExitCode
 app = typer.Typer(add_completion=False)
 
 KEPT = Path("demo-out")
+PAGE = Path("demo-report.html")
 
 Keep = Annotated[bool, typer.Option("--keep", help=f"Leave adapters, plots and logs in ./{KEPT}.")]
 Base = Annotated[str, typer.Option("--base", help="The base model to serve and to train on.")]
@@ -25,20 +26,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print what was measured as J
 def demo(keep: Keep = False, base: Base = "builtin:nano", as_json: Json = False) -> None:
     """Serve, train two adapters, upload them, ask them all at once, swap one under load, score.
 
-    Takes about a minute on two cores. Every number is measured, on rows that no training saw.
+    Takes about a minute on two cores. Every number is measured, on rows that no training saw; the
+    page about them stays, demo-report.html here or with --keep in ./demo-out.
     """
     if keep and KEPT.exists():
         raise CommandFailed(f"./{KEPT} exists; move it away first.", ExitCode.USAGE)
     if keep:
-        measured = _run(KEPT, base, keep, as_json)
+        measured = _run(KEPT, base, KEPT / "report.html", as_json)
     else:
         with tempfile.TemporaryDirectory(prefix="polygraft-demo-") as directory:
-            measured = _run(Path(directory) / "demo", base, keep, as_json)
+            measured = _run(Path(directory) / "demo", base, PAGE, as_json)
     if as_json:
         typer.echo(json.dumps(measured))
 
 
-def _run(output: Path, base: str, keep: bool, as_json: bool) -> dict[str, Any]:
+def _run(output: Path, base: str, page: Path, as_json: bool) -> dict[str, Any]:
     from rich.console import Console
 
     from polygraft.trainer.demo.recipes import THREADS
@@ -52,7 +54,7 @@ def _run(output: Path, base: str, keep: bool, as_json: bool) -> dict[str, Any]:
         with ServerProcess(base=base, store=store, log=log, threads=THREADS) as process:
             with console.status("loading torch, transformers, peft", spinner="line"):
                 from polygraft.trainer.demo.story import Demo
-            return Demo(console, output, base, keep, process, started).run()
+            return Demo(console, output, base, output == KEPT, page, process, started).run()
     except Interrupted:
         raise CommandFailed("stopped, the server too.", ExitCode.INTERRUPTED) from None
     except TrainerError as error:

@@ -77,10 +77,10 @@ def gate(
     except TrainerError as error:
         raise CommandFailed(str(error), ExitCode(error.exit_code)) from error
     except GateRefused as error:
-        _print_table(_checks_of(error), f"{version} against {name}@{alias}: refused")
+        print_table(checks_of(error), f"{version} against {name}@{alias}: refused")
         raise
     if moved.verdict is not None and not as_json:
-        _print_table(moved.verdict.checks, _title(version, moved))
+        print_table(moved.verdict.checks, _title(version, moved))
     show_moved(moved, as_json)
 
 
@@ -99,7 +99,7 @@ def _title(version: str, moved: Alias) -> str:
     return f"{version} against {moved.verdict.against}, {moved.verdict.metric}: {outcome}"
 
 
-def _checks_of(error: GateRefused) -> list[GateCheck]:
+def checks_of(error: GateRefused) -> list[GateCheck]:
     """From the metadata of the refusal: "name|found|needed|passed or failed"."""
     from polygraft.client import GateCheck
 
@@ -109,7 +109,8 @@ def _checks_of(error: GateRefused) -> list[GateCheck]:
     return [GateCheck(name, found, needed, end == "passed") for name, found, needed, end in fields]
 
 
-def _print_table(checks: Sequence[GateCheck], title: str) -> None:
+def print_table(checks: Sequence[GateCheck], title: str, *, to_stderr: bool = False) -> None:
+    """Every check of a gate, with what was found and needed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -119,4 +120,4 @@ def _print_table(checks: Sequence[GateCheck], title: str) -> None:
     for check in checks:
         mark = "[green]ok[/green]" if check.passed else "[red]refused[/red]"
         table.add_row(check.name, check.found, check.needed, mark)
-    Console().print(table)
+    Console(stderr=to_stderr).print(table)

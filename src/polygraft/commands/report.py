@@ -20,7 +20,8 @@ def report(
     """Write a self-contained HTML page: verdict, scores with intervals, confusion, loss, cost,
     best, worst and random answers. It needs no network and no scripts.
     """
-    from polygraft.trainer.report.page import verdict, write_page
+    from polygraft.trainer.report.page import write_page
+    from polygraft.trainer.report.verdict import verdict
     from polygraft.trainer.run_listing import read_run
 
     found = [read_run(run) for run in runs]

@@ -113,6 +113,7 @@ def _show(result: RunResult) -> None:
     console.print(f"run      {result.directory}", highlight=False, soft_wrap=True)
     console.print(f"version  {result.digest}", highlight=False, soft_wrap=True)
     unserved = UNSERVED.get(result.config.method.kind)
-    push = f"polygraft adapters push {result.directory} {result.config.name}"
+    console.print(f"report   {result.directory / 'report.html'}", highlight=False, soft_wrap=True)
+    push = f"polygraft push {result.directory} --promote live"
     next_step = f"not to be served: {unserved}" if unserved else f"next     {push}"
     console.print(next_step, highlight=False, soft_wrap=True)

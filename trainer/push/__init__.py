@@ -1,0 +1,1 @@
+"""From a run to a served alias: preflight, upload, parity, gate, promotion."""
