@@ -187,7 +187,7 @@ class Demo:
             SUMMARY,
             promote="live",
             reason="trained on all rows",
-            done=lambda step, text: self._say(f"{step:<8} {text}"),
+            done=lambda step, text: self._say(f"✓ {step:<8} {text}"),
         )
         push_it: Callable[[], PushResult] = partial(push, wanted)
         swap = asyncio.run(swap_under_load(self.server, requests, push_it, streams=STREAMS))
