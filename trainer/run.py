@@ -189,7 +189,8 @@ def _run(
         account = _measure_memory(account, prepared, peft_model, observer)
     write_report(prepared, directory, manifest, best, subjects, seconds, account, forgetting)
     plot_loss(directory.work / "metrics.jsonl", directory.work / "loss.png", prepared.config.name)
-    write_pages(directory.work)
+    if score_test:  # without scores there is nothing to read
+        write_pages(directory.work)
     final = directory.complete()
     return RunResult(final, manifest.digest, prepared.config, best, subjects, seconds, forgetting)
 

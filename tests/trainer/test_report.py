@@ -155,7 +155,7 @@ def test_answers_are_marked_where_the_reference_says_the_same() -> None:
 
 def test_an_interrupted_run_has_no_page(make_config: MakeConfig, tmp_path: Path) -> None:
     kept = train(make_config(optim={"epochs": 1, "batch": 64}), score_test=False).directory
-    for name in ("report.json", "report.html", "adapter/adapter_model.safetensors"):
+    for name in ("report.json", "adapter/adapter_model.safetensors"):
         (kept / name).unlink()
     left = kept.rename(kept.with_name(kept.name + ".interrupted"))
     result = CliRunner().invoke(app, ["report", str(left)])
