@@ -47,7 +47,7 @@ def bucket_of(case: FusedCase) -> Bucket:
     return Bucket(len(case.x), (case.weight.shape[1],), case.slices)
 
 
-def scratch_for(case: FusedCase, config: TileConfig, columns: int = 64) -> Scratch:
+def scratch_for(case: FusedCase, config: TileConfig, columns: int = 160) -> Scratch:
     """What a launch needs, its memory full of NaN."""
     scratch = Scratch.for_launches([(bucket_of(case), config)], columns, CPU)
     assert scratch.low is not None
