@@ -89,6 +89,8 @@ class CanaryWatch:
         if not self._config.watch or alias.canary is None:
             return
         with self._lock:
+            if alias.generation < self._generation_of(alias):
+                return  # it began before a move that others have been sent by since
             outcomes = self._outcomes_of(alias)
             outcomes[digest].latest.append(seconds)
             why = self._verdict(alias, outcomes)
@@ -96,6 +98,9 @@ class CanaryWatch:
                 return
             del self._splits[alias.adapter_name, alias.alias]
         self._executor.submit(self._withdraw, alias, alias.canary, why)
+
+    def _generation_of(self, alias: AliasRecord) -> int:
+        return self._splits.get((alias.adapter_name, alias.alias), (0, {}))[0]
 
     def _outcomes_of(self, alias: AliasRecord) -> dict[str, Outcomes]:
         key = (alias.adapter_name, alias.alias)

@@ -109,6 +109,19 @@ def test_outcomes_outlive_a_change_of_weights_but_not_a_change_of_versions(folde
     assert bench.note([0.1] * 20, [None] * 19).canary is not None
 
 
+def test_answers_begun_before_a_move_do_not_wipe_out_those_behind_it(folder: Path) -> None:
+    bench = Bench(folder)
+    old = bench.alias
+    bench.split(2000)
+    bench.note([0.1] * 20, [None] * 19)
+    bench.registry.move_alias("sum", "live", 1)
+    bench.split(1000)
+    bench.note([0.1] * 20, [None] * 19)
+    for _ in range(20):
+        bench.watch.note(old, bench.two.digest, 0.1)
+    assert bench.note([], [None]).canary is None
+
+
 def test_whoever_moved_the_alias_meanwhile_is_not_undone(folder: Path) -> None:
     bench = Bench(folder)
     old = bench.alias
