@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 16  # prompt tokens of a probe in one step: running requests must not feel a test
 _NUM_SEQUENCES = 4  # that an adapter without probes is tried on
 _SEQUENCE_TOKENS = 16
+_NUM_TRIED = 4  # tokens that each of them is continued with
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +220,10 @@ class SelfTest:
             files, manifest.kind, subject.digest, self._engine, timeout=_left(deadline)
         )
         generator = torch.Generator().manual_seed(0)
-        size = (_NUM_SEQUENCES, _SEQUENCE_TOKENS)
+        room = self._engine.context_length - subject.num_virtual - _NUM_TRIED
+        size = (_NUM_SEQUENCES, max(1, min(_SEQUENCE_TOKENS, room)))
         for row in torch.randint(self._engine.geometry.vocab_size, size, generator=generator):
-            self._ask(tuple(row.tolist()), subject, subject.share, deadline, num_output=4)
+            self._ask(tuple(row.tolist()), subject, subject.share, deadline, num_output=_NUM_TRIED)
         unproven = "UNPROVEN: it brings no probes; only PEFT's formula for one layer was compared"
         return Proof(proven=False, checks=checks, warnings=(unproven, *warnings))
 

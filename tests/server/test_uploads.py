@@ -14,6 +14,7 @@ import pytest
 import torch
 from adapter_support.directories import lora_config, lora_tensors, write_adapter
 from peft import PrefixTuningConfig
+from server_support.fake_engine import FakeEngine
 from server_support.service import DSUM_RECIPE, Service, manifest_of, running_service, until_idle
 
 from polygraft.adapters.chunks import crc32c
@@ -360,3 +361,12 @@ async def test_a_directory_without_an_adapter_is_refused_before_anything_is_sent
     (folder / missing).unlink()
     with pytest.raises(AdapterInvalid, match=missing):
         await service.client.upload_adapter(folder, "dsum")
+
+
+async def test_an_adapter_is_tested_in_a_context_shorter_than_the_test(tmp_path: Path) -> None:
+    engine = FakeEngine(context_length=12)
+    async with running_service(tmp_path / "store", engine=engine) as service:
+        upload = await service.client.upload_adapter(
+            write_adapter(tmp_path / "a"), "dsum", allow_unverified_base=True
+        )
+        assert upload.version.number == 1
