@@ -44,7 +44,13 @@ def check_integer(
 def check_count(item: str, count: int, most: int, *, least: int = 0, unit: str = "items") -> None:
     """Refuse too few or too many."""
     if count < least:
-        raise refuse(item, count, f"{least} to {most} {unit}", f"has {count} {unit}")
+        allowed = f"{least} to {most} {unit}"
+        raise InvalidRequest(
+            f"{count} {unit} are too few; allowed: {allowed}.",
+            item=item,
+            found=count,
+            allowed=allowed,
+        )
     if count > most:
         raise too_large(item, count, most, unit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -95,21 +96,37 @@ def test_an_option_that_does_not_exist_is_refused_with_the_nearest(client: Clien
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "says"),
     [
-        {"priority": "urgent"},
-        {"regex": "a", "grammar": "b"},
-        {"logit_bias": {-(2**40): 1.0}},
-        {"adapters": {"a": "much"}},
-        {"temperature": "hot"},
-        {"top_logprobs": 2.5},
+        ({"priority": "urgent"}, "priority: 'urgent' is no priority; allowed: low, normal, high."),
+        ({"priority": 3}, "priority: 3 is no priority"),
+        ({"regex": "a", "grammar": "b"}, "constraint: at most one constraint"),
+        ({"logit_bias": {-(2**40): 1.0}}, "logit_bias: a value of type dict cannot be sent: "),
+        ({"adapters": {"a": "much"}}, "adapters: a value of type dict cannot be sent: "),
+        ({"adapters": ["a", "b"]}, "adapters: a value of type list cannot be sent: "),
+        ({"seed": 1, "temperature": "hot"}, "temperature: a value of type str cannot be sent: "),
+        ({"top_logprobs": 2.5}, "top_logprobs: a value of type float cannot be sent: "),
+        ({"time_limit": float("nan")}, "time_limit: a value of type float cannot be sent: "),
+        ({"stop": 5, "n": 2}, "stop: a value of type int cannot be sent: "),
     ],
 )
-def test_an_option_that_no_message_can_hold_is_refused(
-    client: Client, options: GenerateOptions
+def test_an_option_that_no_message_can_hold_is_refused_by_name(
+    client: Client, options: GenerateOptions, says: str
 ) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match=re.escape(says)):
         client.generate("Hi", **options)
+
+
+def test_an_input_that_no_message_can_hold_is_refused_by_name(client: Client) -> None:
+    for prompt in (5, ["Hi"], "\ud800"):
+        with pytest.raises(InvalidRequest, match="prompt: a value of type "):
+            client.generate(prompt, temperature=0.5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="token_ids: a value of type str "):
+        client.generate(token_ids="abc")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="messages: a value of type list "):
+        client.generate(messages=["hi"])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="items: a value of type str "):
+        client.score("abc")  # type: ignore[arg-type]
 
 
 def test_scores_of_one_context_are_sent_as_one_item() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from polygraft.adapters.errors import Overloaded, Unavailable
 from polygraft.adapters.events import RESIDENCY, AdapterEvent, EventFeed
+from polygraft.adapters.names import check_name
 from polygraft.adapters.registry import Registry
 from polygraft.protos import events_pb2
 from polygraft.server.grpc.alias_messages import write_event, write_place
@@ -54,6 +55,8 @@ class WatchSender:
 
     async def send(self, request: events_pb2.WatchAdaptersRequest, context: Context) -> None:
         """Write events to the context until the call is cancelled."""
+        if request.adapter_name:
+            check_name(request.adapter_name)  # else one would wait for ever, without a word
         loop, waker = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:

@@ -261,6 +261,14 @@ async def test_loads_are_told_to_those_who_ask(
     assert {event.digest for event in loaded} == {versions[1].digest}
 
 
+async def test_a_watch_of_what_can_never_be_is_refused(service: Service) -> None:
+    for name in ("../x", "sum@canary", "Sum"):
+        with pytest.raises(InvalidRequest, match="is not a valid name"):
+            await next_of(service.client.watch(name))
+    async with service.client.watch("later") as watch:  # what is not published yet may be
+        assert await next_of(watch) == ("watching", 0)
+
+
 async def test_watches_are_limited_and_end_when_the_server_drains(tmp_path: Path) -> None:
     limits = {"max_watches": 3, "max_caller_watches": 2}
     async with running_service(tmp_path / "store", adapters=limits) as service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from polygraft.adapters.errors import InvalidRequest
@@ -125,10 +126,10 @@ def record_score(
 def _targets(number: int, canary: int | None, weight: float) -> list[aliases_pb2.AliasTarget]:
     if canary is None:
         return [aliases_pb2.AliasTarget(version_number=number, weight=WHOLE)]
-    share = round(weight * WHOLE)
+    share = round(weight * WHOLE) if math.isfinite(weight) else 0
     if not 1 <= share < WHOLE:
         raise InvalidRequest(
-            f"{weight!r} is no share of the requests.",
+            f"{weight!r} is no share of the requests; allowed: 0.0001 to 0.9999.",
             reason="INVALID_TARGETS",
             item="canary_weight",
             found=weight,

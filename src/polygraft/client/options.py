@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,6 +16,8 @@ from polygraft.protos import generation_pb2 as pb
 from polygraft.protos import inputs_pb2, scoring_pb2
 
 PriorityName = Literal["low", "normal", "high"]
+# What protobuf and the functions below raise for values that no message can hold.
+_UNWRITABLE = (TypeError, ValueError, OverflowError, AttributeError)  # UnicodeError is a ValueError
 
 
 class TextOptions(TypedDict, total=False):
@@ -107,8 +109,8 @@ def write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateR
     _check_names(options)
     try:
         return _write_generate(prompt, options)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _unwritable(error) from error
+    except _UNWRITABLE as error:
+        raise _unwritable(*_culprit(prompt, options), error) from error
 
 
 def _write_generate(prompt: str | None, options: GenerateOptions) -> pb.GenerateRequest:
@@ -164,8 +166,8 @@ def write_score(
             priority=_priority(priority),
             sticky_key=sticky_key,
         )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _unwritable(error) from error
+    except _UNWRITABLE as error:
+        raise _unwritable("items", items, error) from error
 
 
 def write_input(prompt: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,8 +192,17 @@ def write_adapters(adapters: Mapping[str, float] | None) -> list[inputs_pb2.Adap
 
 
 def _priority(name: PriorityName | None) -> str:
-    """The name of the enum's value; protobuf raises ValueError if there is none."""
-    return f"PRIORITY_{(name or 'unspecified').upper()}"
+    """The name of the enum's value."""
+    if name is None:
+        return "PRIORITY_UNSPECIFIED"
+    if name not in get_args(PriorityName):
+        raise InvalidRequest(
+            f"{name!r} is no priority; allowed: low, normal, high.",
+            item="priority",
+            found=name,
+            allowed="low, normal, high",
+        )
+    return f"PRIORITY_{name.upper()}"
 
 
 def _write_constraint(options: GenerateOptions) -> pb.Constraint | None:
@@ -247,6 +258,19 @@ def _strings(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _unwritable(error: Exception) -> InvalidRequest:
-    """What protobuf says of a value that a message cannot hold (UnicodeError is a ValueError)."""
-    return InvalidRequest(f"an option cannot be sent: {error}.", item="options")
+def _culprit(prompt: str | None, options: GenerateOptions) -> tuple[str, object]:
+    """Name and value of the option that no message can hold: protobuf's errors do not say which."""
+    for name, value in options.items():
+        text = None if name in ("token_ids", "messages", "variables") else ""
+        try:
+            _write_generate(text, {name: value})  # type: ignore[misc]
+        except _UNWRITABLE:
+            return name, value
+    return "prompt", prompt
+
+
+def _unwritable(item: str, value: object, error: Exception) -> InvalidRequest:
+    """What protobuf says of a value that a message cannot hold."""
+    return InvalidRequest(
+        f"a value of type {type(value).__name__} cannot be sent: {error}.", item=item
+    )
