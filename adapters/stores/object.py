@@ -34,7 +34,13 @@ from polygraft.adapters.stores.local import disk_errors
 from polygraft.adapters.stores.protocol import KEY, check_key
 from polygraft.adapters.stores.record_cache import RecordCache
 
-SCHEMES = ("s3", "gs", "az")
+# What says that a cloud's protocol is spoken elsewhere: the first variable that is set.
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+SCHEMES = tuple(_ENDPOINTS)
 # Never changed once they are written, so a copy on this machine never becomes stale.
 _CACHED_RECORDS = ("versions/", "aliases/", "manifests/", "scores/")
 _CACHED_FILES = "blobs/"
@@ -211,7 +217,8 @@ class BucketStore:
 
 
 def _client(url: str, timeout: float) -> ObjectStore:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    names = _ENDPOINTS[url.partition("://")[0]]
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), "")
     options: Any = {
         "timeout": timedelta(seconds=timeout),
         "connect_timeout": timedelta(seconds=min(timeout, 5.0)),
