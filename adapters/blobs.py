@@ -72,6 +72,10 @@ class Blobs:
         """Name -> path of the version's files; AdapterCorrupt unless all hashes match."""
         return {record.name: self._get_file(record) for record in self.manifest(digest).files}
 
+    def has_copies(self, manifest: Manifest) -> bool:
+        """Whether all files of a version are copied to this machine from a store elsewhere."""
+        return all(self._store.has_copy(blob_key(record)) for record in manifest.files)
+
     def _remember(self, digest: str, manifest: Manifest) -> None:
         with self._lock:
             self._manifests[digest] = manifest

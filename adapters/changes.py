@@ -118,6 +118,10 @@ class SharedStore:
         """See Store."""
         self._store.fetch(keys)
 
+    def has_copy(self, key: str) -> bool:
+        """See Store."""
+        return self._store.has_copy(key)
+
     def drop_copy(self, key: str) -> bool:
         """See Store."""
         return self._store.drop_copy(key)

@@ -274,6 +274,10 @@ class Registry:
             self._versions.damaged(digest, error)
             raise
 
+    def has_copies(self, manifest: Manifest) -> bool:
+        """Whether the files of a version are on this machine's disk, the store being elsewhere."""
+        return self._blobs.has_copies(manifest)
+
     def manifest(self, digest: str) -> Manifest:
         """The manifest of a version by digest; AdapterNotFound or AdapterCorrupt."""
         return self._blobs.manifest(digest)

@@ -38,6 +38,7 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_HOST: _ClassVar[Tier]
     TIER_DEVICE: _ClassVar[Tier]
     TIER_FAILED: _ClassVar[Tier]
+    TIER_DISK: _ClassVar[Tier]
 UPLOAD_STATE_UNSPECIFIED: UploadState
 UPLOAD_STATE_RECEIVING: UploadState
 UPLOAD_STATE_VALIDATING: UploadState
@@ -54,6 +55,7 @@ TIER_LOADING: Tier
 TIER_HOST: Tier
 TIER_DEVICE: Tier
 TIER_FAILED: Tier
+TIER_DISK: Tier
 
 class UploadAdapterRequest(_message.Message):
     __slots__ = ("header", "chunk")

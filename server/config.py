@@ -127,6 +127,9 @@ class ServerConfig(_Section):
     stuck_after: float = Field(
         30.0, gt=0, description="Seconds without a step, though there is work, until unhealthy."
     )
+    check_seconds: float = Field(
+        60.0, gt=0, description="Between two looks for leaks, while nothing runs."
+    )
     max_message_bytes: int = Field(
         4 * MIB, ge=2 * MIB, le=64 * MIB, description="Largest gRPC message."
     )

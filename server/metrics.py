@@ -77,6 +77,9 @@ class Metrics:
             "Processes for checking uploads that were lost and replaced, by cause.",
             "cause",
         )
+        self._integrity_failures = self._counter(
+            "integrity_failures", "Idle times in which counts of memory or references disagreed."
+        )
         self._store_up = Gauge(
             "polygraft_store_up", "1 while the store answers.", registry=self.registry
         )
@@ -153,9 +156,22 @@ class Metrics:
         """The process that checks uploads was lost; see VALIDATION_FAILURES."""
         self._validation_failures.labels(cause).inc()
 
+    def count_integrity_failure(self) -> None:
+        """Something was lost or counted twice: a bug, told in the log."""
+        self._integrity_failures.inc()
+
     def store_reached(self, is_reached: bool) -> None:
         """Whether the store answered when it was last asked."""
         self._store_up.set(is_reached)
+
+    def watch_copies(self, num_bytes: Callable[[], int], limit: int) -> None:
+        """Read at each scrape how much of a remote store is copied to this machine."""
+        for name, text, value in (
+            ("bytes", "Bytes of files of a remote store on this disk.", num_bytes),
+            ("bytes_limit", "Bytes that these may take.", lambda: limit),
+        ):
+            gauge = Gauge(f"polygraft_store_cache_{name}", text, registry=self.registry)
+            gauge.set_function(value)
 
     def watch(
         self, engine: Callable[[], EngineStats], adapters: Callable[[], ResidencyStats]

@@ -21,6 +21,7 @@ from polygraft.adapters.events import EventFeed
 from polygraft.adapters.pins import Pins
 from polygraft.adapters.registry import Registry
 from polygraft.adapters.residency import Residency
+from polygraft.adapters.stores.object import BucketStore
 from polygraft.adapters.uploads import Uploads
 from polygraft.adapters.validation_process import ValidationProcess
 from polygraft.server.adapter_reader import reader_of
@@ -37,6 +38,7 @@ from polygraft.server.grpc.aliases import AliasHandlers
 from polygraft.server.grpc.generation import GenerationServicer
 from polygraft.server.grpc.listener import Listener
 from polygraft.server.grpc.watch import WatchSender
+from polygraft.server.idle_check import IdleCheck
 from polygraft.server.metrics import Metrics
 from polygraft.server.metrics_page import MetricsPage
 from polygraft.server.outputs import OutputRouter
@@ -107,6 +109,22 @@ class RunningServer:
         self.registry.check_integrity()
         self.residency.check_integrity()
 
+    def is_idle(self) -> bool:
+        """Whether nobody is answered and nothing is uploaded."""
+        return not (self._is_busy() or self.uploads.num_running())
+
+    def check_nothing_is_held(self) -> None:
+        """AssertionError unless what requests held was given back. Call when idle."""
+        self.registry.check_integrity()
+        self.residency.check_integrity()
+        stats = self.engine.stats()
+        for what, count in (
+            ("sequences live", stats.waiting + stats.running),
+            ("blocks held", stats.total_blocks - stats.free_blocks),
+            ("references held", self.residency.total_references()),
+        ):
+            assert not count, f"{count} {what}"
+
     async def watch(self) -> None:
         """Keep health true: NOT_SERVING while the engine makes no progress, or has died."""
         was_healthy = True
@@ -161,6 +179,8 @@ async def run_server(
         port = take_port(listener.bind, config, "port")
         metrics_port = take_port(partial(_serve_metrics, metrics, stack), config, "metrics_port")
         opened = await asyncio.to_thread(open_store, config, stack)
+        if isinstance(opened.store, BucketStore):
+            metrics.watch_copies(opened.store.cached_bytes, config.storage.cache_bytes)
         engine = await asyncio.to_thread(load, config.model, config.engine)
         if validation is None:
             validation = ValidationProcess(metrics.count_validation_failure)
@@ -328,7 +348,14 @@ async def _start(server: RunningServer, stack: AsyncExitStack) -> None:
     )
     stack.push_async_callback(server.let_uploads_go)
     stack.push_async_callback(server.listener.stop, _STOP_GRACE_SECONDS)
-    for duty in (server.watch(), server.sweep()):
+    idle_check = IdleCheck(
+        server.is_idle,
+        server.engine.audit,
+        server.check_nothing_is_held,
+        server.metrics.count_integrity_failure,
+        every=config.check_seconds,
+    )
+    for duty in (server.watch(), server.sweep(), idle_check.run()):
         stack.callback(asyncio.create_task(duty).cancel)
     await server.listener.set_serving(True)
 

@@ -310,7 +310,7 @@ def test_list_shows_a_table_or_json(service: Service, tmp_path: Path) -> None:
     assert "dsum" in shown
     assert "LoRA r=2" in shown
     assert "verified" in shown
-    assert "UNVERIFIED" in shown
+    assert "UNVERIFIED  UNPROVEN" in shown  # 80 columns: other columns wrap before these are cut
     listed = json.loads(run("adapters", "list", "--json").stdout)
     assert [adapter["name"] for adapter in listed] == ["bare", "dsum"]
     assert listed[1]["version"]["verified"]
@@ -374,6 +374,19 @@ def test_delete_asks_and_then_deletes(service: Service, tmp_path: Path) -> None:
     assert run("adapters", "delete", "dsum@live", "--yes").exit_code == ExitCode.USAGE
     assert run("adapters", "delete", "dsum", stdin="y\n").exit_code == 0
     assert service.server.registry.names() == []
+
+
+def test_a_version_is_loaded_pinned_and_unloaded(service: Service, tmp_path: Path) -> None:
+    version = service.publish("dsum", tmp_path / "a")
+    residency = service.server.residency
+    shown = run("adapters", "load", "dsum", "--pin")
+    assert (shown.exit_code, shown.stdout) == (0, f"dsum@1  {version.digest}  device, pinned\n")
+    assert [entry.pinned for entry in residency.snapshot()] == [True]
+    assert run("adapters", "delete", "dsum", "--yes").exit_code == ExitCode.REFUSED
+    shown = run("adapters", "unload", "dsum@live", "--json")
+    assert json.loads(shown.stdout)["tier"] == "store"
+    assert residency.snapshot() == []
+    assert run("adapters", "load", "nope").exit_code == ExitCode.USAGE
 
 
 @pytest.mark.parametrize(

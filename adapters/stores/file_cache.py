@@ -67,6 +67,11 @@ class FileCache:
             part.unlink(missing_ok=True)
         return self._directory / name
 
+    def has(self, key: str) -> bool:
+        """Whether the file of this key is here. Does not count as a use."""
+        with self._lock:
+            return _name(key) in self._sizes
+
     def drop(self, key: str) -> bool:
         """Removes the file of this key; False if it is not here."""
         name = _name(key)

@@ -86,6 +86,10 @@ class LocalStore:
     def fetch(self, keys: Sequence[str]) -> None:
         """See Store: a disk is near."""
 
+    def has_copy(self, key: str) -> bool:
+        """See Store: there are none."""
+        return False
+
     def drop_copy(self, key: str) -> bool:
         """See Store: the file is the object, not a copy."""
         check_key(key)

@@ -62,6 +62,10 @@ class MemoryStore:
     def fetch(self, keys: Sequence[str]) -> None:
         """See Store: memory is near."""
 
+    def has_copy(self, key: str) -> bool:
+        """See Store: there are none."""
+        return False
+
     def drop_copy(self, key: str) -> bool:
         """See Store."""
         path = Path(self._files.name) / check_key(key)

@@ -156,6 +156,14 @@ class BucketStore:
                 found = zip(part, pool.map(self._download_or_none, part), strict=True)
                 self._records.put({key: data for key, data in found if data is not None})
 
+    def has_copy(self, key: str) -> bool:
+        """See Store: of a file; of records nobody asks."""
+        return key.startswith(_CACHED_FILES) and self._files.has(key)
+
+    def cached_bytes(self) -> int:
+        """Bytes of the files in the cache."""
+        return self._files.num_bytes()
+
     def drop_copy(self, key: str) -> bool:
         """See Store."""
         dropped = self._files.drop(key)

@@ -59,6 +59,12 @@ class Store(Protocol):
         """Brings objects near, so that `get` of each is quick; absent keys are fine."""
         ...
 
+    def has_copy(self, key: str) -> bool:
+        """Whether a copy of the object is on this machine; asks nobody else, and uses nothing. A
+        store that is on this machine itself has no copies.
+        """
+        ...
+
     def drop_copy(self, key: str) -> bool:
         """Forgets a copy of the object on this machine, which may have rotted; False: none."""
         ...

@@ -62,8 +62,8 @@ _IDLE_WAIT = 0.05  # seconds between looks at deadlines when nothing can run
 class Engine:
     """Continuous batching over one frozen base. Build it with `Engine.load`.
 
-    `submit`, `abort`, `wake`, `stats` and `ledger` may be called from any thread; the rest belongs
-    to whoever builds and stops the engine.
+    `submit`, `abort`, `wake`, `audit`, `stats` and `ledger` may be called from any thread; the rest
+    belongs to whoever builds and stops the engine.
     """
 
     def __init__(
@@ -206,6 +206,12 @@ class Engine:
         result: Future[dict[str, Tensor]] = Future()
         run = partial(update_of, self._runner.sites, self._builder, AdapterShare(digest), x)
         self._intake.put(lambda: fulfil(result, run))
+        return result
+
+    def audit(self) -> Future[None]:
+        """`check_integrity` between two steps; the AssertionError is the future's."""
+        result: Future[None] = Future()
+        self._intake.put(lambda: fulfil(result, self.check_integrity))
         return result
 
     def stats(self) -> EngineStats:

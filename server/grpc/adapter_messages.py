@@ -71,10 +71,16 @@ class AdapterWriter:
             max_rank=manifest.format.max_rank,
             virtual_token_count=manifest.format.virtual_token_count,
             variable_names=manifest.prompt.variables if manifest.prompt else (),
-            tier=_TIERS[self._residency.tier(record.digest)],
+            tier=self._tier(record),
             reference_count=self._residency.references(record.digest),
             is_proven=record.proven,
         )
+
+    def _tier(self, record: VersionRecord) -> pb.Tier:
+        tier = _TIERS[self._residency.tier(record.digest)]
+        if tier == pb.TIER_STORE and self._registry.has_copies(record.manifest):
+            return pb.TIER_DISK
+        return tier
 
     def _is_verified(self, record: VersionRecord) -> bool:
         """Whether it names this very base; a store may have been filled for another one."""

@@ -140,6 +140,29 @@ async def test_health_follows_an_engine_that_is_stuck_and_recovers(tmp_path: Pat
         await running
 
 
+async def test_a_leak_is_told_while_nothing_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_service(tmp_path / "store", check_seconds=0.05) as service:
+
+        def failures() -> float | None:
+            return service.metrics().get_sample_value("polygraft_integrity_failures_total")
+
+        version = service.publish("dsum", tmp_path / "a")
+        service.engine.may_step.clear()
+        running = asyncio.create_task(service.client.generate("Hi", adapter="dsum"))
+        await asyncio.sleep(0.4)  # several looks, none of which takes what runs for a leak
+        service.engine.may_step.set()
+        await running
+        await asyncio.sleep(0.4)
+        assert failures() == 0
+        service.server.residency.acquire(version.digest)  # and nobody gives it back
+        while not failures():
+            await asyncio.sleep(0.05)
+        assert "the books do not agree: 1 references held" in caplog.text
+        service.server.residency.release(version.digest)
+
+
 @pytest.fixture
 def taken_port() -> Iterator[int]:
     """A port of 127.0.0.1 that somebody listens on."""

@@ -79,6 +79,29 @@ async def test_what_one_server_does_the_other_answers_with(
 
 
 @pytest.mark.parametrize("services", ["s3"], indirect=True)
+async def test_copies_of_a_bucket_on_the_disk_are_told(
+    services: tuple[Service, Service], tmp_path: Path
+) -> None:
+    one, two = services
+    record = one.publish("sum", tmp_path / "a1", seed=1)
+    await until(lambda: points_to(two, 1))
+
+    async def tier() -> str:
+        version = (await two.client.get_adapter("sum")).version
+        assert version is not None
+        return version.tier
+
+    def on_disk() -> float | None:
+        return two.metrics().get_sample_value("polygraft_store_cache_bytes")
+
+    assert (await tier(), on_disk()) == ("store", 0)
+    await two.client.load_adapter("sum")
+    assert await tier() == "device"
+    await two.client.unload_adapter("sum")
+    assert (await tier(), on_disk()) == ("disk", record.manifest.size_bytes)
+
+
+@pytest.mark.parametrize("services", ["s3"], indirect=True)
 async def test_a_server_whose_store_is_away_serves_on_and_refuses_moves(
     services: tuple[Service, Service], proxy: Proxy, tmp_path: Path
 ) -> None:

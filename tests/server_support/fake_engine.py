@@ -28,6 +28,7 @@ from polygraft.server.engine.messages import (
     TokenLogprob,
 )
 from polygraft.server.engine.scheduler import AdapterReferences
+from polygraft.server.engine.trial import fulfil
 
 CONTEXT_LENGTH = 512
 STEP_SECONDS = 0.001
@@ -164,6 +165,12 @@ class FakeEngine:
                 for name, rows in x.items()
             }
         )
+        return result
+
+    def audit(self) -> Future[None]:
+        """See Engine."""
+        result: Future[None] = Future()
+        fulfil(result, self.check_integrity)
         return result
 
     def stats(self) -> EngineStats:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polygraft.commands import aliases, gate, transfer
+from polygraft.commands import aliases, gate, residency, transfer
 from polygraft.commands.adapter_check import check
 from polygraft.commands.connection import DEFAULT_SERVER, JsonOption, ServerOption, print_json
 from polygraft.commands.failure import CommandFailed, ExitCode
@@ -29,15 +29,18 @@ for command in (
     aliases.rollback,
     aliases.history,
     aliases.watch,
+    residency.load,
+    residency.unload,
 ):
     app.command()(command)
 
 LIVE = "live"
+_WHOLE = ("base", "numbers")
 
 
 @app.callback()
 def adapters() -> None:
-    """List, show, push, check, gate, promote, roll back, download and delete adapters."""
+    """List, show, push, check, gate, promote, roll back, load, download and delete adapters."""
 
 
 @app.command("list")
@@ -203,7 +206,8 @@ def _table(*columns: str) -> Table:
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        # Why: on a narrow terminal the others wrap, and no warning is cut to "UNVERIF...".
+        table.add_column(column, no_wrap=column in _WHOLE)
     return table
 
 

@@ -302,6 +302,21 @@ def test_the_age_of_a_step_is_that_of_the_step_in_progress(tiny_base: TinyBase) 
     assert 0.05 <= seen[0] < 5
 
 
+def test_an_audit_runs_between_steps_and_tells_what_is_lost(tiny_base: TinyBase) -> None:
+    harness = tiny_base.harness()
+    harness.submit("r", [1, 2, 3] * 9, max_output_tokens=3)
+    audits = []
+    while harness.engine.ledger()["live_sequences"]:
+        audits.append(harness.engine.audit())
+        harness.run_step()
+    assert [audit.result(0) for audit in audits] == [None] * len(audits)
+    harness.engine._blocks.allocate(1)  # held by nobody
+    audit = harness.engine.audit()
+    harness.engine.step()
+    with pytest.raises(AssertionError, match="reference counts differ"):
+        audit.result(0)
+
+
 def test_a_time_limit_still_tells_what_came_from_the_cache(tiny_base: TinyBase) -> None:
     harness = tiny_base.harness()
     prompt = [5, 6, 7, 8] * 10
