@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,9 @@ def test_an_unknown_command_names_the_nearest() -> None:
         (CommandFailed("x.", ExitCode.TRAINING), 4),
         (PolygraftError("x."), 1),
         (ZeroDivisionError("x"), 1),
+        (PermissionError(13, "Permission denied", "/etc/x"), 2),
+        (OSError(28, "No space left on device"), 2),
+        (ConnectionResetError(104, "Connection reset by peer"), 1),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code(error: Exception, code: int) -> None:
@@ -252,6 +256,7 @@ def test_generate_json_is_one_object(service: Service) -> None:
         (("Hi", "--raw", "--top-logprobs", "1"), ExitCode.USAGE),
         (("Hi", "--raw", "--regex", "a", "--choice", "b"), ExitCode.USAGE),
         (("Hi", "--raw", "--priority", "urgent"), ExitCode.USAGE),
+        (("Hi", "--raw", "--json-schema", "/nope.json"), ExitCode.USAGE),
     ],
 )
 def test_generate_refuses_in_one_sentence(
@@ -374,6 +379,14 @@ def test_delete_asks_and_then_deletes(service: Service, tmp_path: Path) -> None:
     assert run("adapters", "delete", "dsum@live", "--yes").exit_code == ExitCode.USAGE
     assert run("adapters", "delete", "dsum", stdin="y\n").exit_code == 0
     assert service.server.registry.names() == []
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(service: Service, tmp_path: Path) -> None:
+    service.publish("dsum", tmp_path / "a")
+    for arguments in (("export", "dsum", "/proc/nope/x.tar"), ("download", "dsum", "/proc/nope/x")):
+        refused = run("adapters", *arguments)
+        assert refused.exit_code == ExitCode.USAGE
+        assert re.fullmatch(r"error: /proc/nope\S*: No such file or directory\.\n", refused.stderr)
 
 
 def test_a_version_is_loaded_pinned_and_unloaded(service: Service, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typer.main import get_command
 import polygraft
 from polygraft.adapters.errors import PolygraftError
 from polygraft.commands import COMMANDS
-from polygraft.commands.failure import CommandFailed, ExitCode, exit_code_of
+from polygraft.commands.failure import CommandFailed, ExitCode, about_files, exit_code_of
 
 
 class LazyGroup(TyperGroup):
@@ -51,6 +51,8 @@ app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=
 def _print_error(error: Exception) -> None:
     if isinstance(error, PolygraftError | CommandFailed):
         text = str(error)
+    elif said := about_files(error):
+        text = said
     else:
         text = (
             f"unexpected {type(error).__name__}: {error}. "

@@ -50,6 +50,8 @@ def text_or_file(text: str) -> str:
         is_file = "\n" not in text and Path(text).is_file()
     except (OSError, ValueError):  # too long for a name, for example
         is_file = False
+    if not is_file and text.startswith(("/", "./", "../")):
+        raise CommandFailed(f"there is no file {text}.", ExitCode.USAGE)
     return Path(text).read_text(encoding="utf-8") if is_file else text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 from polygraft.adapters.errors import (
@@ -59,12 +60,30 @@ ERROR_TO_EXIT_CODE: tuple[tuple[type[PolygraftError], ExitCode], ...] = (
 )
 
 
+_OF_FILES = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTEMPTY),
+        *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT),
+    }
+)
+
+
+def about_files(error: Exception) -> str | None:
+    """What the machine says of a file or directory of the user's; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _OF_FILES:
+        return None
+    where = error.filename2 or error.filename
+    return f"{where}: {error.strerror}." if where else f"{error.strerror}."
+
+
 def exit_code_of(error: Exception) -> ExitCode:
     """The exit code of an error that reached the top of the program."""
     if isinstance(error, CommandFailed):
         return error.code
     if isinstance(error, TrainerError):
         return ExitCode(error.exit_code)
+    if about_files(error):
+        return ExitCode.USAGE
     for kind, code in ERROR_TO_EXIT_CODE:
         if isinstance(error, kind):
             return code
