@@ -110,7 +110,7 @@ def measure_bucket(
     tuning: Tuning, shape: SiteShape, bucket: Bucket, columns: int
 ) -> Iterator[Measured]:
     """Every candidate that computes what it should, timed in turns; the others are named."""
-    copies = COPIES if bucket.rows < 1024 else FEW_COPIES
+    copies = 1 if tuning.rehearsal else COPIES if bucket.rows < 1024 else FEW_COPIES
     replays: dict[str, Replay] = {}
     configs: dict[str, TileConfig] = {}
     with torch.inference_mode():
