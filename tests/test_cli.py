@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -379,27 +378,6 @@ def test_delete_asks_and_then_deletes(service: Service, tmp_path: Path) -> None:
     assert run("adapters", "delete", "dsum@live", "--yes").exit_code == ExitCode.USAGE
     assert run("adapters", "delete", "dsum", stdin="y\n").exit_code == 0
     assert service.server.registry.names() == []
-
-
-def test_a_place_that_cannot_be_written_is_one_sentence(service: Service, tmp_path: Path) -> None:
-    service.publish("dsum", tmp_path / "a")
-    for arguments in (("export", "dsum", "/proc/nope/x.tar"), ("download", "dsum", "/proc/nope/x")):
-        refused = run("adapters", *arguments)
-        assert refused.exit_code == ExitCode.USAGE
-        assert re.fullmatch(r"error: /proc/nope\S*: No such file or directory\.\n", refused.stderr)
-
-
-def test_a_version_is_loaded_pinned_and_unloaded(service: Service, tmp_path: Path) -> None:
-    version = service.publish("dsum", tmp_path / "a")
-    residency = service.server.residency
-    shown = run("adapters", "load", "dsum", "--pin")
-    assert (shown.exit_code, shown.stdout) == (0, f"dsum@1  {version.digest}  device, pinned\n")
-    assert [entry.pinned for entry in residency.snapshot()] == [True]
-    assert run("adapters", "delete", "dsum", "--yes").exit_code == ExitCode.REFUSED
-    shown = run("adapters", "unload", "dsum@live", "--json")
-    assert json.loads(shown.stdout)["tier"] == "store"
-    assert residency.snapshot() == []
-    assert run("adapters", "load", "nope").exit_code == ExitCode.USAGE
 
 
 @pytest.mark.parametrize(
