@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 File = Annotated[Path | None, typer.Argument(help="YAML file of arms; see docs/training.md.")]
-Preset = Annotated[
-    str | None, typer.Option(help="A shipped comparison: quick, forgetting, ..., all.")
-]
+Preset = Annotated[str | None, typer.Option(help="A shipped comparison: quick or all.")]
 Only = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")]
 Seeds = Annotated[str | None, typer.Option(help="Other seeds, e.g. 0,1,2.")]
 Out = Annotated[
