@@ -107,9 +107,14 @@ class _Worker:
         self._start()
 
     def give(self, job: Job) -> None:
-        """Have it done."""
+        """Have it done; a process that died while it waited is replaced."""
         self.job = job
-        self.connection.send(job)
+        try:
+            self.connection.send(job)
+        except ConnectionError:
+            self._process.join()
+            self._start()
+            self.connection.send(job)
 
     def hear(self) -> float | Ended:
         """What it says next: a fraction, or the end of the job. A dead worker is replaced."""
