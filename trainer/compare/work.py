@@ -31,8 +31,17 @@ SCHEMA = "polygraft.compare.job/1"
 
 def do_job(job: Job, observer: Observer) -> dict[str, Any]:
     """The result of a job as plain data. Raises what training raises; leaves nothing then."""
+    import torch
+
     started, cpu = time.monotonic(), time.process_time()
-    record = _ask_base(job) if job.settings.shots is not None else _train(job, observer)
+    threads = torch.get_num_threads()
+    # Why: two jobs at a time with two threads each wait for each other, and scoring took ten times
+    # as long.
+    torch.set_num_threads(job.recipes[0].runtime.threads or threads)
+    try:
+        record = _ask_base(job) if job.settings.shots is not None else _train(job, observer)
+    finally:
+        torch.set_num_threads(threads)
     record["cost"]["minutes"] = round((time.monotonic() - started) / 60, 3)
     record["cost"]["cpu_seconds"] = round(time.process_time() - cpu, 1)
     head = {"schema": SCHEMA, "key": job.key, "arm": job.arm, "seed": job.seed}
