@@ -6,6 +6,8 @@
 #
 # On a machine without a GPU, add this to the build for the much smaller CPU build of torch:
 #   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# On a machine with one: without that argument torch's CUDA build is installed, and Triton with it; run with
+#   docker run --gpus all ... polygraft serve --host 0.0.0.0 --device cuda     (docs/gpu.md; untested)
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS install

@@ -41,7 +41,7 @@ test: check check-kernels test-interpreter ## everything CI runs: check, then th
 
 # Why a process of its own: Triton chooses its interpreter when a kernel is imported.
 test-interpreter: $(DEV_STAMP) ## the Triton kernels against float64, in Triton's interpreter (no GPU)
-	@TRITON_INTERPRET=1 $(BIN)/pytest -q --durations=3 tests/kernels/interpreted
+	@TRITON_INTERPRET=1 $(BIN)/pytest -q --durations=3 tests/kernels/interpreted tests/server/engine/interpreted
 
 check-kernels: $(DEV_STAMP) ## compile every shipped Triton kernel for sm_80, sm_90 and gfx942, and read the code
 	@$(BIN)/python -m polygraft.kernels.fused.compile_check >/dev/null
@@ -55,7 +55,7 @@ test-triton: $(DEV_STAMP) ## the same under another Triton (TRITON=3.9.0), kept 
 	@[ -f $(TRITON_DIR)/.installed ] || { $(BIN)/pip install --quiet --no-deps --target $(TRITON_DIR) $(TRITON_WITH) && touch $(TRITON_DIR)/.installed; }
 	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=$(TRITON_DIR):src $(BIN)/python -m polygraft.kernels.fused.compile_check
 	@TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=$(TRITON_DIR):src $(BIN)/python -m polygraft.kernels.paged.compile_check
-	@PYTHONPATH=$(TRITON_DIR):src TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted
+	@PYTHONPATH=$(TRITON_DIR):src TRITON_INTERPRET=1 $(BIN)/pytest -q tests/kernels/interpreted tests/server/engine/interpreted
 
 test-triton36: ## the same under the oldest Triton that is supported
 	@$(MAKE) --no-print-directory test-triton TRITON=3.6.0
@@ -82,6 +82,7 @@ bench-all: $(DEV_STAMP) ## every benchmark of the record: 30 minutes, and nothin
 # Why no stamp: a GPU machine brings its own torch, which nothing here may replace.
 gpu-check: ## prove and measure the kernels and the engine on one NVIDIA GPU: ten minutes (GPU_ARGS=)
 	@scripts/gpu-check $(GPU_ARGS)
+	@scripts/gpu-check tests
 
 clean: ## remove .venv and everything generated
 	@rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

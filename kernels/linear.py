@@ -71,7 +71,7 @@ class PackedLinear:
         self.dtype = weight.dtype
         self.bias = bias
         self.is_packed = pack and weight.device.type == "cpu" and can_pack(weight.dtype)
-        self._weight = (
+        self.weight = (  # laid out as it is multiplied with
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)
             if self.is_packed
             else weight.contiguous()
@@ -81,7 +81,7 @@ class PackedLinear:
         """x: [..., in_features] -> [..., out_features]."""
         if self.is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self.bias, "none", [], ""
+                x, self.weight, self.bias, "none", [], ""
             )
             return y
-        return F.linear(x, self._weight, self.bias)
+        return F.linear(x, self.weight, self.bias)

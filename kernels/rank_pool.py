@@ -62,6 +62,14 @@ class SitePool:
         self.bt[rows].zero_()
         self.scale[rows].zero_()
 
+    def is_written(self, row0: int, num_rows: int) -> bool:
+        """Whether any of the rows [row0, row0 + num_rows) may be other than zero."""
+        return any(self._is_written[row0 : row0 + num_rows])
+
+    def mark_written(self, row0: int, num_rows: int) -> None:
+        """The rows [row0, row0 + num_rows) were written by other means than `write`."""
+        self._is_written[row0 : row0 + num_rows] = b"\x01" * num_rows
+
     def write(self, row0: int, z: int, lora_a: Tensor, lora_b: Tensor, scaling: float) -> None:
         """Store one module. lora_a: [rank, in_features]; lora_b: [slices[z], rank]."""
         rows = slice(row0, row0 + lora_a.shape[0])

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from polygraft import __version__
 from polygraft.adapters.residency import ResidencyStats, Tier
+from polygraft.server.device_metrics import device_metrics
 from polygraft.server.engine.messages import EngineStats
 from polygraft.server.outputs import Delivery
 from polygraft.server.queue_metrics import queue_metrics
@@ -249,6 +250,7 @@ class _LiveGauges(Collector):
             "polygraft_accepted_tokens", "Guesses that were right.", stats.speculation.accepted
         )
         yield from queue_metrics(stats.queue)
+        yield from device_metrics(stats.device)
         for name, text, value in _engine_gauges(stats):
             yield GaugeMetricFamily(f"polygraft_{name}", text, value=value)
         resident = GaugeMetricFamily(

@@ -17,16 +17,31 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")  # for the processes that tests sta
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device (torch is imported only to ask)."""
+_not_run: list[str] = []  # tests that need a CUDA device, where there is none
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `gpu` out where there is no CUDA device (torch is imported only to ask);
+    the summary names them, and they count as neither passed nor skipped."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
     import torch
 
     if not torch.cuda.is_available():
-        for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        items[:] = [item for item in items if item not in gpu_items]
+        config.hook.pytest_deselected(items=gpu_items)
+        _not_run.extend(item.nodeid for item in gpu_items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if _not_run:
+        terminalreporter.write_line(
+            f"{len(_not_run)} tests need a CUDA device and were not run (make gpu-check):"
+        )
+        for name in sorted({nodeid.partition("[")[0] for nodeid in _not_run}):
+            terminalreporter.write_line(f"  {name}")
 
 
 @pytest.fixture(scope="session")

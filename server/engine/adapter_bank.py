@@ -8,13 +8,14 @@ before anybody is told that it is ready, and freed only when nobody references i
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
+from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.pins import Place
 from polygraft.adapters.pool import RowPool
 from polygraft.adapters.weights import AdapterWeights
@@ -155,22 +156,32 @@ class AdapterBank:
         rows = self._rows.get(digest)
         changes, modules = place_changes(weights, self._sites, self._place_of)
         if changes is not None:
+            changes = self._placed_changes(changes)
             with self._lock:
                 self._changes[digest] = changes
         if rows is not None:
-            for pool in self.pools:
-                pool.clear(rows.row0, rows.count)
-            for name, module in modules.items():
-                site, z = self._place_of[name]
-                self.pools[site].write(rows.row0, z, module.lora_a, module.lora_b, module.scaling)
+            self._write_rows(rows, modules)
         for table, tensor in (
             (self._prompts, weights.prompt_embeddings),
             (self._prefixes, weights.prefix),
         ):
             if tensor is not None:
-                placed = tensor.to(self._device, self._dtype)
+                placed = self._placed(tensor)
                 with self._lock:
                     table[digest] = placed
+
+    def _write_rows(self, rows: Rows, modules: Mapping[str, LoraModule]) -> None:
+        for pool in self.pools:
+            pool.clear(rows.row0, rows.count)
+        for name, module in modules.items():
+            site, z = self._place_of[name]
+            self.pools[site].write(rows.row0, z, module.lora_a, module.lora_b, module.scaling)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype)
+
+    def _placed_changes(self, changes: PlacedChanges) -> PlacedChanges:
+        return changes
 
     def free(self, digest: str) -> None:
         """Give the place of a version back."""

@@ -37,6 +37,13 @@ class LoadedBase:
     eos_token_ids: frozenset[int]
     context_length: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.device
+
 
 def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     """Load weights and tokenizer from a directory, a hub id, or `builtin:nano`.
@@ -50,7 +57,8 @@ def load_base(name_or_path: str | Path, config: EngineConfig) -> LoadedBase:
     context = context_length(text_config)
     context = min(context, config.max_context) if config.max_context else context
     refuse_config(model_config, text_config, context_length=context, step_tokens=config.step_tokens)
-    dtype = choose_dtype(config.dtype, getattr(model_config, "dtype", None))
+    checkpoint = getattr(model_config, "dtype", None)
+    dtype = choose_dtype(config.dtype, checkpoint, is_on_gpu=config.is_on_gpu)
     tokenizer = load_tokenizer(path)
     model = _load_model(path, dtype)
     refuse_quantized(model.config)
@@ -80,11 +88,16 @@ def _load_model(path: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
         return load_model(path, dtype, attn_implementation="eager")
 
 
-def choose_dtype(wanted: str, checkpoint: torch.dtype | None) -> torch.dtype:
-    """The serving dtype. auto keeps the checkpoint's, but bfloat16 only where it is native."""
+def choose_dtype(
+    wanted: str, checkpoint: torch.dtype | None, *, is_on_gpu: bool = False
+) -> torch.dtype:
+    """The serving dtype. auto keeps the checkpoint's, but bfloat16 only where it is native; on a
+    GPU it is bfloat16."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype
+    if is_on_gpu:
+        return torch.bfloat16
     if checkpoint in (torch.bfloat16, torch.float16) and _has_native_bfloat16():
         return torch.bfloat16
     return torch.float32

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polygraft.kernels.attention import AttentionPlan
 from polygraft.kernels.native.attention import NativeAttentionPlan
+from polygraft.kernels.paged.plan import PagedPlan
 from polygraft.server.engine.changed_rows import ChangedRows, NormRows
 from polygraft.server.engine.sequence import Sequence
 
@@ -64,7 +65,7 @@ class ForwardBatch:
     positions: Tensor  # [num_tokens] int64, counted over virtual and real tokens
     slot_mapping: Tensor  # [num_tokens] int64: KV cell of each token
     virtual: list[VirtualRows]
-    attention: AttentionPlan | NativeAttentionPlan
+    attention: AttentionPlan | NativeAttentionPlan | PagedPlan
     lora: list[LoraUpdate]
     logit_rows: Tensor  # [num_logits] int64
     samples: list[SampleRows]  # in the order of logit_rows
@@ -79,6 +80,6 @@ class StepSlot:
     """
 
     slot_mapping: Tensor | None = None
-    attention: AttentionPlan | NativeAttentionPlan | None = None
+    attention: AttentionPlan | NativeAttentionPlan | PagedPlan | None = None
     lora: list[LoraUpdate] = field(default_factory=list)
     norms: dict[str, list[NormRows]] = field(default_factory=dict)  # rows with norms of their own

@@ -46,7 +46,7 @@ class BatchBuilder:
         """native_group: query heads per key head (the most of any layer) where the native kernels
         run the batches, None where torch's do."""
         self._bank = bank
-        self._device = device
+        self.device = device
         self._native_group = native_group
         self._lora: LoraTables = (
             StackedLoraTables(bank, device) if native_group is None else NativeLoraTables(bank)
@@ -57,13 +57,13 @@ class BatchBuilder:
         keys = self._lora.place({c.sequence.id: c.sequence.request.adapters for c in chunks})
         ordered = sorted(chunks, key=lambda c: (keys[c.sequence.id], c.num_tokens > 1))
         starts = np.cumsum([0, *(c.num_tokens for c in ordered)]).tolist()
-        samples, logit_rows = _sampled_rows(ordered, starts)
+        samples, logit_rows = sampled_rows(ordered, starts)
         updates = self._updates([keys[c.sequence.id] for c in ordered], starts)
         changed = self._changed_rows(ordered, starts, samples)
         return ForwardBatch(
-            token_ids=self._tensor(np.concatenate([_token_ids(c) for c in ordered])),
-            positions=self._tensor(np.concatenate([_positions(c) for c in ordered])),
-            slot_mapping=self._tensor(np.concatenate([_cells(c) for c in ordered])),
+            token_ids=self._tensor(np.concatenate([token_ids_of(c) for c in ordered])),
+            positions=self._tensor(np.concatenate([positions_of(c) for c in ordered])),
+            slot_mapping=self._tensor(np.concatenate([cells_of(c) for c in ordered])),
             virtual=self._virtual_rows(ordered, starts),
             attention=self._attention(ordered, starts),
             lora=[AffineUpdate(changed), *updates] if changed else updates,
@@ -78,7 +78,7 @@ class BatchBuilder:
         return self._updates([key], [0, num_rows])
 
     def _tensor(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return torch.from_numpy(values).to(self.device)
 
     def _updates(self, keys: Sequence[Key], starts: Sequence[int]) -> list[LoraUpdate]:
         """keys: of each chunk in order; starts: the row where each begins, and the end."""
@@ -127,22 +127,22 @@ class BatchBuilder:
         self, ordered: Sequence[Chunk], starts: Sequence[int]
     ) -> AttentionPlan | NativeAttentionPlan:
         if self._native_group is None:
-            return torch_attention_plan(ordered, starts, self._device)
+            return torch_attention_plan(ordered, starts, self.device)
         size = ordered[0].sequence.block_size
         return native_attention_plan(ordered, starts, block_size=size, group=self._native_group)
 
 
-def _positions(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def positions_of(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     start = chunk.sequence.num_computed
     return np.arange(start, start + chunk.num_tokens, dtype=np.int64)
 
 
-def _cells(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def cells_of(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     start = chunk.sequence.num_computed
     return chunk.sequence.cells(start, start + chunk.num_tokens)
 
 
-def _token_ids(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def token_ids_of(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Ids of the chunk's positions; 0 stands for a virtual token and is overwritten later."""
     sequence = chunk.sequence
     start = sequence.num_computed - sequence.num_virtual
@@ -151,7 +151,7 @@ def _token_ids(chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.asarray([0] * (chunk.num_tokens - len(real)) + real, dtype=np.int64)
 
 
-def _sampled_rows(
+def sampled_rows(
     ordered: Sequence[Chunk], starts: Sequence[int]
 ) -> tuple[list[SampleRows], list[int]]:
     """Rows whose logits are needed: those of scored prompt tokens, and where a token is chosen."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from polygraft.adapters.errors import InvalidRequest, NonFinite
@@ -12,22 +9,22 @@ from polygraft.server.engine.batch import Chunk, ForwardBatch
 from polygraft.server.engine.messages import FinishReason, SequenceOutput, TokenLogprob
 from polygraft.server.engine.sampling.logprobs import token_logprob
 from polygraft.server.engine.sequence import Sequence
+from polygraft.server.engine.step_logits import Rows, StepLogits, step_logits
 
-Rows = npt.NDArray[np.float32]  # [count, vocab_size] logits
 
-
-def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[SequenceOutput]:
+def commit(
+    chunks: list[Chunk], batch: ForwardBatch, computed: Tensor | StepLogits
+) -> list[SequenceOutput]:
     """Advance the sequences of a step by what it computed.
 
-    logits: [num_logits, vocab_size] float32, rows as `batch.samples` describes. A row that is not
-    finite ends its own sequence with `NonFinite` and nobody else's; but a draft may be to
+    computed: logits [num_logits, vocab_size] float32, rows as `batch.samples` describes. A row that
+    is not finite ends its own sequence with `NonFinite` and nobody else's; but a draft may be to
     blame: then the sequence stays where it was, without output.
     """
+    logits = step_logits(computed)
     for chunk in chunks:
         chunk.sequence.num_computed += chunk.num_tokens - len(chunk.draft)
-    # A sum is finite iff every term is, short of overflow, which is as bad.
-    finite = torch.isfinite(logits.sum(-1)).tolist()
-    rows = logits.numpy()
+    finite = logits.finite()
     outputs: dict[str, SequenceOutput] = {}
     for group in batch.samples:
         sequence, span = group.chunk.sequence, slice(group.first, group.first + group.count)
@@ -38,10 +35,11 @@ def commit(chunks: list[Chunk], batch: ForwardBatch, logits: Tensor) -> list[Seq
         if not all(finite[span]):
             outputs[sequence.id] = _refuse(sequence)
             continue
-        scored, chosen = rows[span][: group.num_scored], rows[span][group.num_scored :]
-        _record_scores(sequence, scored)
-        if len(chosen):
-            outputs[sequence.id] = _next_tokens(sequence, chosen, group.chunk.draft)
+        first_chosen = group.first + group.num_scored
+        if group.num_scored:
+            _record_scores(sequence, logits.rows(group.first, first_chosen))
+        if first_chosen < span.stop:
+            outputs[sequence.id] = _next_tokens(sequence, logits, first_chosen, group.chunk.draft)
     for chunk in chunks:
         sequence = chunk.sequence
         if sequence.request.is_scoring and not sequence.num_remaining:
@@ -67,10 +65,12 @@ def _refuse(sequence: Sequence) -> SequenceOutput:
     return SequenceOutput(sequence.id, error=error)
 
 
-def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> SequenceOutput:
+def _next_tokens(
+    sequence: Sequence, logits: StepLogits, first: int, draft: tuple[int, ...]
+) -> SequenceOutput:
     """What follows the newest token, and each guessed one as long as it is what was chosen.
 
-    rows: [1 + len(draft), vocab_size]. The cells of guesses that were wrong are written again.
+    first: of the 1 + len(draft) rows. The cells of guesses that were wrong are written again.
     """
     is_first = sequence.num_output == 0
     num_top = sequence.request.top_logprobs
@@ -78,9 +78,11 @@ def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> Sequ
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     reason = None
-    for row, guess in zip(rows, (*draft, None), strict=True):
+    for index, guess in enumerate((*draft, None), start=first):
         try:
-            token = sequence.chooser.choose(row)
+            token = logits.token(index)
+            if token is None:
+                token = sequence.chooser.choose(logits.rows(index, index + 1)[0])
         except InvalidRequest as error:
             if tokens:
                 break  # they count; the next step comes to the same row
@@ -89,8 +91,10 @@ def _next_tokens(sequence: Sequence, rows: Rows, draft: tuple[int, ...]) -> Sequ
         sequence.append(token)
         tokens.append(token)
         if num_top is not None:
+            row = logits.rows(index, index + 1)[0]
             logprobs.append(token_logprob(row, token, num_top))
         elif wanted and is_first and len(tokens) == 1:
+            row = logits.rows(index, index + 1)[0]
             logprobs.append(token_logprob(row, token, 0, wanted=wanted[-1]))
         reason = _reason_to_end(sequence)
         if reason is not None or token != guess:

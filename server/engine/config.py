@@ -18,9 +18,30 @@ class EngineConfig(BaseModel):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Serving dtype; auto: the checkpoint's, bfloat16 only where the CPU has it.",
+        description="Serving dtype; auto: the checkpoint's, bfloat16 only where the CPU has it; on "
+        "a GPU bfloat16.",
     )
-    device: Literal["cpu"] = Field("cpu", description="Where the model runs.")
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d{1,2})?)$",
+        description="Where the model runs: cpu, cuda or cuda:N (docs/gpu.md).",
+    )
+    device_memory: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="Part of a GPU's memory to use, the model's weights included.",
+    )
+    device_adapters: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Part of what the weights leave of it that adapters get where pool_rows is "
+        "not set; the rest is for keys and values.",
+    )
+    cuda_graphs: bool = Field(
+        True, description="Replay small steps on a GPU from captured graphs (off: launch each)."
+    )
     threads: int | None = Field(
         None,
         gt=0,
@@ -32,11 +53,14 @@ class EngineConfig(BaseModel):
         None,
         gt=0,
         description="Tokens computed in one step at most (decodes and prefill chunks); unset: 128, "
-        "or 64 more than max_running. More of them make prompts faster and the gaps between other "
-        "requests' tokens longer.",
+        "or 64 more than max_running; on a GPU 2048. More of them make prompts faster and the gaps "
+        "between other requests' tokens longer.",
     )
-    max_chunk: int = Field(
-        128, gt=0, description="Prompt tokens of one sequence in one step; bounds token latency."
+    max_chunk: int | None = Field(
+        None,
+        gt=0,
+        description="Prompt tokens of one sequence in one step; bounds token latency. Unset: 128, "
+        "on a GPU 1024.",
     )
     max_step_adapters: int = Field(
         256, gt=0, description="Distinct adapters in one step at most; fewer are grouped more."
@@ -50,16 +74,20 @@ class EngineConfig(BaseModel):
         description="Seconds that a request is passed over because its adapter is not at hand.",
     )
     block_size: int = Field(16, gt=0, le=1024, description="Tokens per KV block.")
-    kv_bytes: int = Field(
-        1 << 30, gt=0, description="Memory for keys and values, in bytes; rounded to blocks."
+    kv_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Memory for keys and values, in bytes; rounded to blocks. Unset: 1 GiB, on a "
+        "GPU what device_memory leaves.",
     )
     prefix_cache: bool = Field(True, description="Reuse keys and values of equal prefixes.")
-    pool_rows: int = Field(
-        512,
+    pool_rows: int | None = Field(
+        None,
         ge=16,
         le=1 << 20,
         multiple_of=16,
-        description="Rank rows for resident LoRA adapters, in all.",
+        description="Rank rows for resident LoRA adapters, in all. Unset: 512, on a GPU what "
+        "device_adapters leaves.",
     )
     virtual_token_rows: int = Field(
         16384,
@@ -111,9 +139,20 @@ class EngineConfig(BaseModel):
     )
 
     @property
+    def is_on_gpu(self) -> bool:
+        """Whether the model runs on a GPU."""
+        return self.device != "cpu"
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one step at most."""
-        return self.max_batch_tokens or max(128, self.max_running + 64)
+        least = 2048 if self.is_on_gpu else 128
+        return self.max_batch_tokens or max(least, self.max_running + 64)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Prompt tokens of one sequence in one step at most."""
+        return self.max_chunk or (1024 if self.is_on_gpu else 128)
 
     @field_validator("namespace_weights", "adapter_weights", mode="before")
     @classmethod

@@ -23,14 +23,12 @@ from transformers import PreTrainedTokenizerBase
 
 from polygraft.adapters.errors import InvalidRequest, NonFinite, Unavailable
 from polygraft.adapters.geometry import BaseGeometry
-from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.admission import Admission
-from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.batch import Chunk
-from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.block_pool import BlockPool
 from polygraft.server.engine.commit import commit, ended
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.device.path import DevicePath
 from polygraft.server.engine.drain_rate import DrainRate
 from polygraft.server.engine.messages import (
     AdapterShare,
@@ -39,8 +37,7 @@ from polygraft.server.engine.messages import (
     FairShare,
     SequenceOutput,
 )
-from polygraft.server.engine.model_runner import ModelRunner
-from polygraft.server.engine.preparation import prepare
+from polygraft.server.engine.preparation import PreparedBase, prepare
 from polygraft.server.engine.queue_caps import WaitingCount
 from polygraft.server.engine.scheduler import AdapterReferences, Scheduler
 from polygraft.server.engine.sequence import Sequence
@@ -66,16 +63,12 @@ class Engine:
     belongs to whoever builds and stops the engine.
     """
 
-    def __init__(
-        self, base: LoadedBase, config: EngineConfig, runner: ModelRunner, bank: AdapterBank
-    ) -> None:
-        self.base = base
+    def __init__(self, prepared: PreparedBase, config: EngineConfig) -> None:
+        self.base = base = prepared.base
         self.config = config
-        self.bank = bank
-        self._runner = runner
-        self._builder = BatchBuilder(
-            bank, torch.device(config.device), native_group=runner.native_group
-        )
+        self.bank = prepared.bank
+        self._runner = runner = prepared.runner
+        self._builder = prepared.builder
         self._blocks = BlockPool(runner.cache.num_cells // config.block_size)
         self._intake: SimpleQueue[Sequence | str | object] = SimpleQueue()
         self._admission = Admission(
@@ -95,14 +88,15 @@ class Engine:
         self._scheduler: Scheduler
 
     @classmethod
-    def load(cls, base: str | Path, config: EngineConfig) -> Engine:
+    def load(
+        cls, base: str | Path, config: EngineConfig, *, path: DevicePath | None = None
+    ) -> Engine:
         """Load a base, prove that it is computed exactly, and size cache and pools.
 
-        Raises ModelRefused when the architecture cannot be served, InvalidRequest when the base
-        is not found.
+        path: as `prepare`. Raises ModelRefused when the architecture cannot be served,
+        InvalidRequest when the base or the device is not found.
         """
-        prepared = prepare(base, config)
-        return cls(prepared.base, config, prepared.runner, prepared.bank)
+        return cls(prepare(base, config, path), config)
 
     @property
     def geometry(self) -> BaseGeometry:
@@ -232,6 +226,7 @@ class Engine:
             alive=self._is_alive,
             queue=replace(scheduler.stats(), deadlines_refused=self._queue.num_deadlines_refused),
             speculation=scheduler.drafting.stats(),
+            device=self._runner.counts(),
         )
 
     def ledger(self) -> dict[str, int]:

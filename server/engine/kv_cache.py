@@ -23,17 +23,21 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        spare_cells: int = 0,
     ) -> None:
+        """spare_cells: behind the others, for rows of no sequence; nobody reads them."""
         self.num_cells = num_cells
+        self._device = device
+        total = num_cells + spare_cells
         windows = [layer.window for layer in layers]
         # The widest if every layer has one: what lies behind it is never read again.
         self.window = None if None in windows else max(w for w in windows if w is not None)
         self.keys = [
-            lazy_zeros((layer.kv_heads, num_cells, layer.head_dim), dtype=dtype, device=device)
+            lazy_zeros((layer.kv_heads, total, layer.head_dim), dtype=dtype, device=device)
             for layer in layers
         ]
         self.values = [
-            lazy_zeros((layer.kv_heads, num_cells, layer.value_dim), dtype=dtype, device=device)
+            lazy_zeros((layer.kv_heads, total, layer.value_dim), dtype=dtype, device=device)
             for layer in layers
         ]
 
@@ -44,13 +48,13 @@ class KVCache:
 
     def write_layers(self, cells: npt.NDArray[Any], kv: Tensor) -> None:
         """Store keys and values of all layers [num_layers, 2, kv_heads, num_tokens, dim]."""
-        index = torch.from_numpy(cells)
+        index = torch.from_numpy(cells).to(self._device)
         for layer, (k, v) in enumerate(kv):
             self.write(layer, index, k, v)
 
     def clear(self, cells: npt.NDArray[Any]) -> None:
         """Zero cells that may hold NaN: a masked key still computes 0 * NaN."""
-        index = torch.from_numpy(cells)
+        index = torch.from_numpy(cells).to(self._device)
         for cache in (*self.keys, *self.values):
             cache.index_fill_(1, index, 0)
 

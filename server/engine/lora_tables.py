@@ -61,20 +61,25 @@ class NativeLoraTables:
 
     def place(self, wanted: Mapping[str, tuple[AdapterShare, ...]]) -> dict[str, Key]:
         """A key is (first row, rows, weight) of every LoRA, one after another."""
-        return {name: self._key(shares) for name, shares in wanted.items()}
-
-    def _key(self, shares: tuple[AdapterShare, ...]) -> Key:
-        parts = self._bank.parts(shares).values()
-        key = [number for part in parts for number in (part.row0, part.num_rows, part.weight)]
-        return tuple(key) or BASE_ONLY
+        return {name: key_of(self._bank, shares) for name, shares in wanted.items()}
 
     def updates(self, spans: Sequence[Span]) -> list[LoraUpdate]:
         """One update for all rows."""
-        segments = [LoraSegment(_parts(span.key), span.start, span.end) for span in spans]
+        segments = [LoraSegment(parts_of(span.key), span.start, span.end) for span in spans]
         return [_NativeUpdate(NativeLoraPlan(segments), self._sites)] if segments else []
 
 
-def _parts(key: Key) -> tuple[tuple[int, int, float], ...]:
+def key_of(bank: AdapterBank, shares: tuple[AdapterShare, ...]) -> Key:
+    """(first row, rows, weight) of every LoRA among these adapters, one after another."""
+    parts = bank.parts(shares).values()
+    key = [number for part in parts for number in (part.row0, part.num_rows, part.weight)]
+    return tuple(key) or BASE_ONLY
+
+
+def parts_of(key: Key) -> tuple[tuple[int, int, float], ...]:
+    """What `key_of` made the key from; none for BASE_ONLY."""
+    if key == BASE_ONLY:
+        return ()
     numbers = iter(key)
     return tuple(
         (int(row0), int(rows), weight) for row0, rows, weight in zip(*[numbers] * 3, strict=True)

@@ -207,3 +207,6 @@ class EngineStats:
     alive: bool
     queue: QueueStats = field(default_factory=QueueStats)
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
+    # On a GPU, how often which way was taken, by what there is a choice of: "steps" (graph, eager),
+    # "linear", "attention", "sampling". Counts only grow.
+    device: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polygraft.adapters.errors import ModelRefused
 from polygraft.adapters.geometry import embedding_scale
-from polygraft.kernels.attention import PagedAttention
+from polygraft.kernels.attention import AttentionPlan, PagedAttention
 from polygraft.kernels.linear import WeightFormat, make_linear
 from polygraft.kernels.native.attention import NativeAttention, NativeAttentionPlan
 from polygraft.kernels.native.library import TYPES, native_kernels
@@ -89,6 +89,10 @@ class ModelRunner:
             len(probed.layers),
         )
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """A CPU has one way to compute a step."""
+        return {}
+
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> Tensor:
         """Logits [num_logits, vocab_size] in float32 of the rows in `batch.logit_rows`."""
@@ -155,6 +159,7 @@ class ModelRunner:
                 )
             rows = q.transpose(0, 1).flatten(1).contiguous()
             return self._native_attention[layer](plan, rows).view(q.shape[1], q.shape[0], -1)
+        assert isinstance(plan, AttentionPlan)
         return self._attention(
             plan,
             q.transpose(0, 1),

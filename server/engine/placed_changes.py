@@ -7,12 +7,13 @@ before the low-rank updates are added. DoRA, biases and the bias of LoRA are all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from polygraft.adapters.base_changes import TableChange
 from polygraft.adapters.errors import AdapterInvalid
 from polygraft.adapters.low_rank import LoraModule
 from polygraft.adapters.weights import AdapterWeights
@@ -51,6 +52,36 @@ def place_changes(
     return PlacedChanges(affine, changes.norms, changes.embedding, changes.head), modules
 
 
+def moved(changes: PlacedChanges, move: Callable[[Tensor], Tensor]) -> PlacedChanges:
+    """The same with each tensor as `move` gives it back."""
+    return PlacedChanges(
+        {
+            index: Affine(None if a.gain is None else move(a.gain), move(a.offset))
+            for index, a in changes.affine.items()
+        },
+        {
+            name: {key: move(tensor) for key, tensor in parameters.items()}
+            for name, parameters in changes.norms.items()
+        },
+        _moved_table(changes.embedding, move),
+        _moved_table(changes.head, move),
+    )
+
+
+def _moved_table(table: TableChange | None, move: Callable[[Tensor], Tensor]) -> TableChange | None:
+    if table is None:
+        return None
+    tensors = {
+        name: move(tensor)
+        for name in ("weight", "bias", "token_ids", "rows", "offset")
+        if (tensor := getattr(table, name)) is not None
+    }
+    lora = table.lora
+    if lora is not None:
+        lora = replace(lora, lora_a=move(lora.lora_a), lora_b=move(lora.lora_b))
+    return TableChange(lora=lora, **tensors)
+
+
 def placed_bytes(
     weights: AdapterWeights, sites: Sequence[Site], place_of: Mapping[str, tuple[int, int]]
 ) -> int:
@@ -74,7 +105,7 @@ def _affine(
 ) -> Affine:
     gain = torch.ones(site.shape.out_features)
     offset = torch.zeros(site.shape.out_features)
-    bias = torch.zeros_like(offset) if site.bias is None else site.bias.float()
+    bias = torch.zeros_like(offset) if site.bias is None else site.bias.float().cpu()
     for z, name in enumerate(site.names):
         low, high = site.shape.bounds(z)
         columns = slice(low, high)

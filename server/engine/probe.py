@@ -172,13 +172,13 @@ def _record_calls(base: LoadedBase) -> tuple[list[tuple[str, Tensor]], frozenset
         embedding = base.model.get_input_embeddings()
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(base.geometry.vocab_size, (1, _PROBE_TOKENS), generator=generator)
-        rows = embedding(ids)
+        rows = embedding(ids.to(base.device))
         rows[:, 0] = rows.mean(1)  # a row of no token, like those of soft prompts
         base.model(
             inputs_embeds=rows,
-            position_ids=torch.arange(_PROBE_TOKENS)[None],
+            position_ids=torch.arange(_PROBE_TOKENS, device=base.device)[None],
             use_cache=False,
-            logits_to_keep=torch.tensor([_PROBE_TOKENS - 1]),
+            logits_to_keep=torch.tensor([_PROBE_TOKENS - 1], device=base.device),
         )
     finally:
         for handle in hooks:

@@ -10,13 +10,13 @@ from torch import Tensor
 from polygraft.adapters.base_model import refused_if_it_fails
 from polygraft.adapters.errors import ModelRefused
 from polygraft.kernels.linear import WeightFormat
-from polygraft.server.engine.adapter_bank import AdapterBank
 from polygraft.server.engine.base import LoadedBase
 from polygraft.server.engine.batch import Chunk
 from polygraft.server.engine.batch_builder import BatchBuilder
 from polygraft.server.engine.messages import EngineRequest, Stopping
-from polygraft.server.engine.model_runner import ModelRunner
 from polygraft.server.engine.sequence import Sequence
+from polygraft.server.engine.step_logits import step_logits
+from polygraft.server.engine.step_parts import StepRunner
 
 _NUM_TOKENS = 32
 _CHUNK = 11  # does not divide the token count: the last chunk is ragged, and one is a decode
@@ -50,7 +50,7 @@ def reference_logits(base: LoadedBase, weight_format: WeightFormat) -> Reference
     order of sums than in its own; so the bound follows how far its logits move when its input is
     rounded the other way.
     """
-    ids = torch.tensor([_probe_tokens(base)])
+    ids = torch.tensor([_probe_tokens(base)], device=base.device)
     with refused_if_it_fails("a forward pass of the model's own"):
         logits = _last(base.model(input_ids=ids, use_cache=False).logits)
         seeds = range(0 if base.dtype is torch.float32 else _ROUNDINGS)
@@ -70,13 +70,13 @@ def _rounded_otherwise(base: LoadedBase, ids: Tensor, seed: int) -> Tensor:
     """The model's own logits when each number of its input is off by one unit in the last place."""
     rows = base.model.get_input_embeddings()(ids)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, rows.shape, generator=generator) * 2 - 1
+    signs = (torch.randint(0, 2, rows.shape, generator=generator) * 2 - 1).to(rows.device)
     moved = (rows.float() * (1 + signs * torch.finfo(base.dtype).eps)).to(base.dtype)
     return _last(base.model(inputs_embeds=moved, use_cache=False).logits)
 
 
 def _last(logits: Tensor) -> Tensor:
-    return logits[0, -1].float()
+    return logits[0, -1].float().cpu()
 
 
 def _error(logits: Tensor, reference: Tensor) -> float:
@@ -84,21 +84,24 @@ def _error(logits: Tensor, reference: Tensor) -> float:
 
 
 def check_numbers(
-    base: LoadedBase, runner: ModelRunner, bank: AdapterBank, block_size: int, reference: Reference
+    base: LoadedBase,
+    runner: StepRunner,
+    builder: BatchBuilder,
+    block_size: int,
+    reference: Reference,
 ) -> None:
     """Run the same tokens in chunks through the engine's path. Raises ModelRefused."""
     ids = _probe_tokens(base)
     request = EngineRequest("selfcheck", tuple(ids), Stopping(max_output_tokens=1))
     sequence = Sequence(request, block_size=block_size)
     sequence.add_blocks(list(range(sequence.num_blocks_missing(len(ids)))))
-    builder = BatchBuilder(bank, torch.device("cpu"), native_group=runner.native_group)
     logits = reference.logits[None]
     while sequence.num_remaining:
         last = sequence.num_remaining <= _CHUNK + 1
         size = 1 if sequence.num_remaining == 1 else min(_CHUNK, sequence.num_remaining - last)
         size = max(size, 1)
         with refused_if_it_fails("a chunked forward pass"):
-            logits = runner.run(builder.build([Chunk(sequence, size)]))
+            logits = step_logits(runner.run(builder.build([Chunk(sequence, size)]))).tensor.cpu()
         sequence.num_computed += size
     error = _error(logits[0], reference.logits)
     if not error <= reference.bound:

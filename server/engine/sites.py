@@ -6,7 +6,7 @@ member that sees a new input runs the whole site, the others take their slice of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +106,17 @@ class Member(nn.Module):
 
 
 def build_sites(
-    model: nn.Module, groups: Sequence[Sequence[str]], slot: StepSlot, weight_format: WeightFormat
+    model: nn.Module,
+    groups: Sequence[Sequence[str]],
+    slot: StepSlot,
+    weight_format: WeightFormat,
+    make_site: Callable[[int, Sequence[str], Sequence[nn.Module], WeightFormat], Site] = Site,
 ) -> list[Site]:
     """Replace the grouped linears of `model` by members of sites, in place."""
     sites = []
     for index, names in enumerate(groups):
         modules = [model.get_submodule(name) for name in names]
-        site = Site(index, names, modules, weight_format)
+        site = make_site(index, names, modules, weight_format)
         for z, (name, module) in enumerate(zip(names, modules, strict=True)):
             model.set_submodule(name, Member(site, z, slot, module))
         sites.append(site)

@@ -14,13 +14,16 @@ from polygraft.server.engine.probe import ProbedModel
 from polygraft.server.engine.queue_caps import QueueCaps
 from polygraft.server.engine.scheduler import SchedulerLimits
 
+DEFAULT_KV_BYTES = 1 << 30  # on a CPU; on a GPU they follow from its memory
+DEFAULT_POOL_ROWS = 512
+
 
 def scheduler_limits(config: EngineConfig) -> SchedulerLimits:
     """Caps of one step."""
     return SchedulerLimits(
         max_running=config.max_running,
         max_batch_tokens=config.step_tokens,
-        max_chunk=config.max_chunk,
+        max_chunk=config.chunk_tokens,
         max_step_adapters=config.max_step_adapters,
         max_step_columns=config.max_step_columns,
         max_skip=config.max_skip,
@@ -50,14 +53,15 @@ def queue_caps(config: EngineConfig) -> QueueCaps:
 
 def num_cells(config: EngineConfig, base: LoadedBase, probed: ProbedModel) -> int:
     """KV cells within `kv_bytes`, in whole blocks; no more than all running sequences can use."""
+    kv_bytes = config.kv_bytes or DEFAULT_KV_BYTES
     block_bytes = bytes_per_cell(probed.layers, base.dtype) * config.block_size
     per_sequence = -(-base.context_length // config.block_size)
-    blocks = min(config.kv_bytes // block_bytes, config.max_running * per_sequence)
+    blocks = min(kv_bytes // block_bytes, config.max_running * per_sequence)
     if blocks < 1:
         raise InvalidRequest(
-            f"kv_bytes = {config.kv_bytes} holds no block of {block_bytes} bytes.",
+            f"kv_bytes = {kv_bytes} holds no block of {block_bytes} bytes.",
             item="kv_bytes",
-            found=config.kv_bytes,
+            found=kv_bytes,
             allowed=f">= {block_bytes}",
         )
     return int(blocks) * config.block_size

@@ -30,9 +30,11 @@ def update_of(
         inputs = next((x[name] for name in site.names if name in x), None)
         if inputs is None:
             continue
-        y = inputs.new_zeros(len(inputs), site.shape.out_features)
+        there = inputs.to(builder.device)
+        y = there.new_zeros(len(inputs), site.shape.out_features)
         for update in builder.updates_for((adapter,), len(inputs)):
-            update.add_(site.index, inputs, y)
+            update.add_(site.index, there, y)
+        y = y.to(inputs.device)
         for z, name in enumerate(site.names):
             low, high = site.shape.bounds(z)
             added[name] = y[:, low:high]

@@ -15,6 +15,7 @@ from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.engine.batch import ForwardBatch
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.device.path import DevicePath
 from polygraft.server.engine.engine import Engine
 from polygraft.server.engine.messages import (
     AdapterShare,
@@ -25,6 +26,7 @@ from polygraft.server.engine.messages import (
     Stopping,
     TokenLogprob,
 )
+from polygraft.server.engine.step_logits import StepLogits, step_logits
 from polygraft.server.engine.step_plan import StepPlan
 
 
@@ -113,7 +115,8 @@ class Answer:
 class Harness:
     """An engine without a thread: `submit`, then `run_step` or `run`."""
 
-    def __init__(self, base: Path, **settings: object) -> None:
+    def __init__(self, base: Path, path: DevicePath | None = None, **settings: object) -> None:
+        """path: the device to serve from with its own kernels; None: this CPU as it serves."""
         config = EngineConfig.model_validate(
             {
                 "dtype": "float32",
@@ -124,7 +127,7 @@ class Harness:
                 **settings,
             }
         )
-        self.engine = Engine.load(base, config)
+        self.engine = Engine.load(base, config, path=path)
         self.adapters = LoadedAdapters(self.engine)
         self.answers: dict[str, Answer] = defaultdict(Answer)
         self.engine.attach(self.adapters, self._publish)
@@ -207,11 +210,12 @@ class Harness:
     def _record_logits(self) -> None:
         run = self.engine._runner.run
 
-        def recording(batch: ForwardBatch) -> Tensor:
+        def recording(batch: ForwardBatch) -> Tensor | StepLogits:
             logits = run(batch)
             for group in batch.samples:
-                rows = logits[group.first : group.first + group.count]
-                self.answers[group.chunk.sequence.id].logits += [row.clone() for row in rows]
+                rows = step_logits(logits).tensor[group.first : group.first + group.count]
+                own = self.answers[group.chunk.sequence.id].logits
+                own += [row.to("cpu", copy=True) for row in rows]
             return logits
 
         self.engine._runner.run = recording  # type: ignore[method-assign]

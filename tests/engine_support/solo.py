@@ -20,6 +20,7 @@ from engine_support.peft_adapters import (
     save_adapters,
     save_virtual_adapters,
 )
+from polygraft.server.engine.device.path import DevicePath
 
 NUM_TOKENS = 8
 BLOCK = 16
@@ -89,11 +90,16 @@ class Solo:
     block_bytes: int
 
     def harness(
-        self, *, poisoned: str | None = None, value: float = torch.nan, **settings: object
+        self,
+        *,
+        poisoned: str | None = None,
+        value: float = torch.nan,
+        path: DevicePath | None = None,
+        **settings: object,
     ) -> Harness:
         """An engine with all adapters on the device; in the tensors of `poisoned` stands `value`,
         which no check would let pass."""
-        harness = Harness(self.base, **settings)
+        harness = Harness(self.base, path, **settings)
         for name, directory in self.adapters.items():
             harness.adapters.load(name, directory, poison=value if name == poisoned else None)
         return harness

@@ -8,13 +8,33 @@ transformers has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from polygraft.adapters.errors import InvalidRequest
 from polygraft.server.engine.messages import EngineRequest
-from polygraft.server.engine.sampling.draw import Row, draw
+from polygraft.server.engine.sampling.draw import Ids, Row, draw
 from polygraft.server.engine.sampling.penalties import Penalties
+
+_NO_IDS: Ids = np.empty(0, dtype=np.int64)
+_NO_VALUES: Row = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """What is done to a row before a token is drawn, in this order, for whoever does it elsewhere.
+
+    added: to the logits of added_ids, -inf for what is impossible. repetition: what the logits of
+    repeated_ids are divided by if positive, else multiplied by. subtracted: from subtracted_ids.
+    """
+
+    added_ids: Ids
+    added: Row
+    repetition: float
+    repeated_ids: Ids
+    subtracted_ids: Ids
+    subtracted: Row
 
 
 class TokenChooser:
@@ -58,6 +78,28 @@ class TokenChooser:
             logits = logits.copy()
             self._change(logits)
         return logits
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what is chosen depends on the tokens before, not only on their number."""
+        return self._penalties is not None
+
+    def edits(self, ahead: int, vocab_size: int) -> LogitEdits | None:
+        """What `process` does without a constraint, when `ahead` more tokens have come; None if it
+        does nothing. With penalties `ahead` must be 0."""
+        is_early = self._num_output + ahead < self._min_output
+        banned = self._stop_ids[self._stop_ids < vocab_size] if is_early else _NO_IDS
+        if self._penalties is None and not len(self._bias_ids) and not len(banned):
+            return None
+        impossible = np.full(len(banned), -np.inf, dtype=np.float32)
+        penalties = self._penalties
+        return LogitEdits(
+            np.concatenate([self._bias_ids, banned]),
+            np.concatenate([self._bias, impossible]),
+            self._sampling.repetition_penalty,
+            _NO_IDS if penalties is None else penalties.repeated_ids,
+            *((_NO_IDS, _NO_VALUES) if penalties is None else penalties.subtractions),
+        )
 
     def take(self, token_id: int) -> None:
         """The sequence goes on with this token."""

@@ -43,13 +43,25 @@ class Penalties:
 
     def apply(self, logits: Row) -> None:
         """Change a row in place; repetition first."""
-        if self._repetition != 1.0:
-            ids = self._seen.ids
+        ids = self.repeated_ids
+        if len(ids):
             values = logits[ids]
             logits[ids] = np.where(values < 0, values * self._repetition, values / self._repetition)
-        if self._presence or self._frequency:
-            ids, counts = self._output.ids, self._output.counts
-            logits[ids] -= self._presence + self._frequency * counts
+        ids, subtracted = self.subtractions
+        if len(ids):
+            logits[ids] -= subtracted
+
+    @property
+    def repeated_ids(self) -> Ids:
+        """[n] tokens that the repetition penalty is for."""
+        return self._seen.ids if self._repetition != 1.0 else self._seen.ids[:0]
+
+    @property
+    def subtractions(self) -> tuple[Ids, Row]:
+        """[n] tokens, and what is subtracted from the logit of each."""
+        if not self._presence and not self._frequency:
+            return self._output.ids[:0], self._output.counts[:0]
+        return self._output.ids, self._presence + self._frequency * self._output.counts
 
 
 class _Tally:

@@ -87,7 +87,7 @@ def _inspect(
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     typer.echo(f"loading {settings.model} ...", err=True)
     # One adapter is tried, on a few short prompts.
-    little = {"kv_bytes": min(settings.engine.kv_bytes, 64 << 20)}
+    little = {"kv_bytes": min(settings.engine.kv_bytes or 64 << 20, 64 << 20)}
     small = settings.model_copy(update={"engine": settings.engine.model_copy(update=little)})
     with trial_engine(small) as (engine, self_test):
         return inspect_for_base(

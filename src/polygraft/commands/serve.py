@@ -34,7 +34,9 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16; default auto.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model runs; default cpu.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs: cpu (the default), cuda or cuda:N.")
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(

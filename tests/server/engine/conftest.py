@@ -14,6 +14,8 @@ from engine_support.peft_adapters import save_adapters
 from engine_support.solo import Solo, make_solo
 from tiny_models import byte_tokenizer, save_base
 
+from polygraft.server.engine.device.path import DevicePath
+
 
 @dataclass(frozen=True)
 class TinyBase:
@@ -22,9 +24,9 @@ class TinyBase:
     base: Path
     adapters: dict[str, Path]
 
-    def harness(self, **settings: object) -> Harness:
+    def harness(self, path: DevicePath | None = None, **settings: object) -> Harness:
         """A stepwise engine with every adapter on the device."""
-        harness = Harness(self.base, **settings)
+        harness = Harness(self.base, path, **settings)
         for name, directory in self.adapters.items():
             harness.adapters.load(name, directory)
         return harness

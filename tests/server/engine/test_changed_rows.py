@@ -23,6 +23,7 @@ from polygraft.adapters.limits import AdapterLimits
 from polygraft.adapters.residency import Residency
 from polygraft.adapters.weights import AdapterWeights, read_adapter
 from polygraft.server.engine.config import EngineConfig
+from polygraft.server.engine.device.path import DevicePath
 from polygraft.server.engine.engine import Engine
 from polygraft.server.engine.messages import (
     AdapterShare,
@@ -57,8 +58,8 @@ class Saved:
                 save_case(case, "llama", self.base, self.adapters[case.name])
         self._expected: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def harness(self, **settings: object) -> Harness:
-        harness = Harness(self.base, **settings)
+    def harness(self, path: DevicePath | None = None, **settings: object) -> Harness:
+        harness = Harness(self.base, path, **settings)
         for name, directory in self.adapters.items():
             harness.adapters.load(name, directory)
         return harness
@@ -79,12 +80,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return Saved(tmp_path_factory.mktemp("changes"))
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+@pytest.mark.parametrize("kernels", ["native", "torch", "device"])
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_chunks_joining_and_preemption_change_nothing(
-    chunk: int, native: bool, saved: Saved
+    chunk: int, kernels: str, saved: Saved
 ) -> None:
-    harness = saved.harness(max_chunk=chunk, native_kernels=native)
+    """device: the way of a GPU, whose other rows are replayed or go through the tables."""
+    path = DevicePath(torch.device("cpu"), "reference") if kernels == "device" else None
+    harness = saved.harness(path, max_chunk=chunk, native_kernels=kernels == "native")
     names = list(saved.adapters)
     for i, name in enumerate((*names, *names)):
         harness.submit(f"{i}", PROMPT, adapter=name, max_output_tokens=NUM_TOKENS)

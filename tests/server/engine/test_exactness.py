@@ -6,20 +6,18 @@ sequences lose their blocks in prefill and decode and are computed again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from itertools import product
 
 import pytest
 from engine_support.architectures import SERVED
-from engine_support.harness import Harness
+from engine_support.mixed import assert_equals_alone
 from engine_support.peft_adapters import NUM_VIRTUAL
 from engine_support.solo import KINDS, Solo
 
 CHUNKS = (1, 7, 64)
 EVERY = list(product(CHUNKS, (True, False), (True, False)))  # chunk, prefix cache, preemption
 THOROUGH = ("llama", "gpt2", "gpt_oss", "deepseek_v3")  # get every combination
-MAX_PREEMPTIONS = 3  # of one request
 Combination = tuple[str, int, bool, bool, bool]  # the last: native kernels
 
 
@@ -38,25 +36,6 @@ def combinations() -> list[Combination]:
     return chosen
 
 
-class Driver:
-    """Runs steps; between them, if asked to, every running sequence loses its blocks in turn."""
-
-    def __init__(self, harness: Harness, *, preempts: bool) -> None:
-        self.harness = harness
-        self.preempts = preempts
-        self.preemptions: Counter[str] = Counter()
-        self._steps = 0
-
-    def step(self) -> None:
-        self.harness.run_step()
-        self._steps += 1
-        running = [r for r in self.harness.running if self.preemptions[r] < MAX_PREEMPTIONS]
-        if self.preempts and running:
-            victim = running[self._steps * 5 % len(running)]
-            self.harness.preempt(victim)
-            self.preemptions[victim] += 1
-
-
 @pytest.mark.parametrize(
     ("architecture", "chunk", "prefix_cache", "preempts", "native"),
     combinations(),
@@ -72,22 +51,8 @@ def test_a_mixed_batch_equals_peft_alone(
 ) -> None:
     alone = solo(architecture)
     harness = alone.harness(max_chunk=chunk, prefix_cache=prefix_cache, native_kernels=native)
-    driver = Driver(harness, preempts=preempts)
-    first, second = alone.requests[::2], alone.requests[1::2]
-    for i, request in enumerate((*first, *second)):
-        request.submit_to(harness, str(i))
-        for _ in range(1 + i % 3):  # requests join while others are in prefill or decode
-            driver.step()
-        while i == len(first) - 1 and not harness.answers["0"].is_done:
-            driver.step()  # so that the second ones find something in the cache
-    while harness.engine.ledger()["live_sequences"]:
-        driver.step()
-    harness.assert_clean()
-    for i, request in enumerate((*first, *second)):
-        request.assert_equal(harness.answers[str(i)])
+    assert_equals_alone(alone, harness, preempts=preempts)
     assert bool(harness.engine.stats().cached_tokens) == prefix_cache
-    if preempts:
-        assert driver.preemptions.total() > 2 * len(alone.requests)
 
 
 @pytest.mark.parametrize("architecture", SERVED)
