@@ -25,7 +25,7 @@ class Lora(Section):
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) instead of alpha / r")
     dora: bool = Field(default=False, description="train the norm of each output apart (DoRA)")
     quantize: Literal["none", "nf4"] = Field(
-        default="none", description="nf4: the base in 4 bits (QLoRA); needs CUDA and bitsandbytes"
+        default="none", description="nf4: the base in 4 bits (QLoRA); refused, not built yet"
     )
     rank_pattern: dict[str, Annotated[int, Field(gt=0, le=1024)]] = Field(
         default={}, description="module name or pattern -> its own r"

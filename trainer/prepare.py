@@ -60,7 +60,7 @@ def prepare(config: RunConfig, observer: Observer) -> Prepared:
     for part in data.mixed:
         observer.note(f"mixed in: {len(part.rows)} rows of {part.ingredient.name}")
     device = choose_device(config.runtime.device)
-    refuse_quantized(config.method, device)
+    refuse_quantized(config.method)
     join(device)
     precision = choose_precision(config.runtime.precision, device, observer)
     base = load_frozen_base(
