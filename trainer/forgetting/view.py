@@ -57,8 +57,8 @@ def plot_forgetting(
             axes.bar(x, values, width=0.27, color=colour, label=kind)
         names = [f"{s['skill']}{' *' if s['fallen'] else ''}" for s in skills]
         axes.set_xticks(range(len(skills)), names, rotation=40, ha="right", fontsize=8)
-        axes.set(ylabel="exact match (%)", ylim=(0, 105))
+        axes.set(ylabel="exact match (%)", ylim=(0, 128), yticks=range(0, 101, 20))
         axes.set_title(record["change"], fontsize=9)
-        axes.legend(fontsize=8, ncols=3, loc="lower right")
+        axes.legend(fontsize=8, ncols=3, loc="upper right")
     figure.suptitle(f"{title} (* fallen by more than chance)", fontsize=10)
     save_figure(figure, target, title)
