@@ -136,7 +136,7 @@ def test_what_a_server_answered_takes_the_place_of_what_was_measured_here(
     text = (run / "report.html").read_text()
     assert "few-shot" in text
     assert "loses more than chance at: copy" in text
-    assert "to the bit" in text
+    assert text.count("to the bit") == 1
     assert "fallen: copy" in (run / "MODEL_CARD.md").read_text()
     assert "Not to be told apart" in text or "Better than" in text
 
