@@ -61,7 +61,7 @@ PRESETS: dict[str, tuple[tuple[Shape, ...], int]] = {  # shapes, rounds
             *(Shape(*SQUARE, rank, rows, adapters)
               for rank, rows, adapters in ((8, 8, 4), (8, 32, 16), (64, 32, 4), (64, 128, 16))),
         ),
-        200,
+        60,
     ),
 }  # fmt: skip
 
