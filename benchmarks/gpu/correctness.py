@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.fused import FusedSite
+from benchmarks.gpu.fused import COMPUTING, FusedSite
 from benchmarks.gpu.fuzz import REHEARSAL_SHAPES, SHAPES, FuzzCase, Shape, make_case
 from benchmarks.gpu.sites import (
     HOPELESS,
@@ -23,6 +23,7 @@ from benchmarks.gpu.sites import (
     SiteWeights,
 )
 from benchmarks.gpu.timing import capture
+from polygraft.kernels.fused.tiles import Variant
 from polygraft.kernels.segments import LoraSegment
 
 WANTED_CASES = 200
@@ -34,15 +35,22 @@ BOUND = {torch.bfloat16: 1e-2, torch.float16: 2e-3}  # norm of the error over th
 def run(bench: Bench) -> None:
     """Fuzz first; then replays, isolation and graphs at real sizes, site by site."""
     fuzz(bench)
-    for shape in REHEARSAL if bench.rehearsal else LLAMA_3_8B:
-        for rows, adapters in ((20, 3),) if bench.rehearsal else ((8, 4), (32, 8), (256, 8)):
-            check_site(bench, shape, Load(rows, adapters))
+    shapes: tuple[SiteShape, ...] = LLAMA_3_8B
+    loads: tuple[Load, ...] = (Load(8, 4), Load(32, 8), Load(256, 8))
+    some = Load(32, 8)
+    if bench.rehearsal:
+        shapes, loads, some = REHEARSAL, (), Load(9, 2)
+    for shape in shapes:
+        for load in loads:
+            check_site(bench, shape, load)
+    for variant in COMPUTING:  # also those that the dispatcher does not choose here
+        check_site(bench, shapes[1], some, variant)
 
 
 def fuzz(bench: Bench) -> None:
     """Forward and gradient of X, at least 200 cases."""
     shapes = REHEARSAL_SHAPES if bench.rehearsal else SHAPES
-    cases = 2 if bench.rehearsal else -(-WANTED_CASES // len(shapes))
+    cases = 5 if bench.rehearsal else -(-WANTED_CASES // len(shapes))
     work = partial(fuzz_shape, cases=cases, dtype=bench.dtype, device=bench.device)
     if bench.rehearsal:
         found = [work(shape) for shape in shapes]
@@ -72,7 +80,8 @@ def fuzz_shape(
         case = make_case(seed, shape, dtype, device)
         x = case.x.double().requires_grad_()
         wanted = case.expected(x)
-        errors["forward"].append(_error(_forward(case), wanted.detach()))
+        variant = (None, *COMPUTING)[seed % (1 + len(COMPUTING))]
+        errors["forward"].append(_error(_forward(case, variant), wanted.detach()))
         dy = torch.randn_like(wanted).to(dtype)
         (wanted * dy.double()).sum().backward()  # type: ignore[no-untyped-call]
         assert x.grad is not None
@@ -80,9 +89,10 @@ def fuzz_shape(
     return errors
 
 
-def _forward(case: FuzzCase) -> Tensor:
+def _forward(case: FuzzCase, variant: Variant | None) -> Tensor:
+    """By one variant, or by what a server takes: the cases go through all of them in turn."""
     rows, inputs = case.x.shape
-    site = FusedSite(rows, inputs, case.slices, case.columns, case.x.device)
+    site = FusedSite(rows, inputs, case.slices, case.columns, case.x.device, variant)
     site.fill(case.segments)
     out = torch.full((rows, sum(case.slices)), torch.nan, dtype=case.x.dtype, device=case.x.device)
     return site(case.x, case.weight, case.bias, case.a, case.bt, case.scale, out=out)
@@ -108,13 +118,13 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return error if error < HOPELESS else HOPELESS  # NaN never passes
 
 
-def check_site(bench: Bench, shape: SiteShape, load: Load) -> None:
+def check_site(bench: Bench, shape: SiteShape, load: Load, variant: Variant | None = None) -> None:
     """Determinism, graphs and isolation of one bucket of one site."""
     weights = SiteWeights(
         shape, copies=1, pool_rows=load.pool_rows, dtype=bench.dtype, device=bench.device
     )
     case = SiteCase(weights, load)
-    site = FusedSite(load.rows, shape.inputs, shape.slices, load.pool_rows, bench.device)
+    site = FusedSite(load.rows, shape.inputs, shape.slices, load.pool_rows, bench.device, variant)
     y = torch.empty(load.rows, shape.outputs, dtype=bench.dtype, device=bench.device)
     copy = weights.copies[0]
 
@@ -129,7 +139,8 @@ def check_site(bench: Bench, shape: SiteShape, load: Load) -> None:
         y.fill_(torch.nan)
         graph.run()
         equal += bool(torch.equal(y, eager))
-    where = {"site": shape.name, "load": load.name}
+    assert site.config is not None
+    where = {"site": shape.name, "load": load.name, "variant": site.config.variant}
     bench.emit("replays", **where, replays=replays, equal=equal, error=case.error(eager))
 
     # The graph reads the plan that is there now: other adapters need no new one.

@@ -31,7 +31,7 @@ def test_the_table_compares_with_the_best_of_the_others() -> None:
     shapes, rounds = cpu_lora.PRESETS["smoke"]
     options = Options("smoke", None, "float32", 1, 0)
     grid = cpu_lora.grid_of(
-        options, {shape: cpu_lora.measure(shape, torch.float32, rounds, 0) for shape in shapes}
+        options, {shape: cpu_lora.measure(shape, torch.float32, rounds, 0, 1) for shape in shapes}
     )
     rows = dict(grid.rows)
     assert list(rows) == [*WAYS, "native / best of the others"]

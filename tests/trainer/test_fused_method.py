@@ -185,6 +185,7 @@ def test_a_recipe_trains_through_it(make_config: Callable[..., RunConfig]) -> No
             name=kernel,
             method={"kind": "lora", "r": 4, "kernel": kernel},
             optim={"epochs": 1, "lr": 0.01},
+            eval={"generate": {"rows": 1, "max_new_tokens": 1}},
             runtime={"account_memory": kernel == "fused"},
         )
         result = train(config, score_test=False)

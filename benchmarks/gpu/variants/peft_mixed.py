@@ -19,7 +19,8 @@ def make(case: SiteCase) -> Launch:
     """
     if case.load.rows > 256:
         raise VariantAbsent("peft eager is measured in decode only")
-    copies = [_layers(case, copy) for copy in case.weights.copies[:2]]  # it is not close to L2
+    with torch.inference_mode(False):  # its parameters count their versions
+        copies = [_layers(case, copy) for copy in case.weights.copies[:2]]  # not all: it is slow
     names = ["__base__"] * case.load.rows
     for index, segment in enumerate(case.segments):
         names[segment.start : segment.end] = [f"a{index}"] * (segment.end - segment.start)
