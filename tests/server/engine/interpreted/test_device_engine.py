@@ -22,22 +22,27 @@ def test_the_interpreter_runs_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "chunk", "variant"), [("gemma2", 20, "inline"), ("llama", 64, "producers")]
+    ("architecture", "chunk", "variant", "which"),
+    [
+        ("gemma2", 20, "inline", slice(0, None, 4)),
+        ("llama", 64, "producers", slice(1, 6, 2)),  # whose waiting takes the longest
+    ],
 )
 def test_a_mixed_batch_equals_peft_alone(
     architecture: str,
     chunk: int,
     variant: str,
+    which: slice,
     solo: Callable[[str], Solo],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if variant == "producers":  # as if each step had many rank columns
         monkeypatch.setattr(builder, "column_class", lambda tile, segment: 1024 if tile else 0)
     every = solo(architecture)
-    alone = replace(every, requests=every.requests[::4])  # the interpreter takes its time
+    alone = replace(every, requests=every.requests[which])  # the interpreter takes its time
     assert {request.kind is None for request in alone.requests} == {True, False}
     harness = alone.harness(path=PATH, max_chunk=chunk, max_running=8, max_batch_tokens=64)
     assert_equals_alone(alone, harness, preempts=False)
     counts = harness.engine.stats().device
-    assert min(counts["steps"]["graph"], counts["steps"]["eager"]) > 3
+    assert min(counts["steps"]["graph"], counts["steps"]["eager"]) > 2
     assert counts["linear"][variant] > 5
