@@ -63,15 +63,20 @@ def test_a_run_directory_is_complete_and_nothing_else_is_left(
     runs: dict[str, RunResult], kind: str
 ) -> None:
     directory = runs[kind].directory
-    assert {path.name for path in directory.iterdir()} == {
+    start = {"soft_prompt_start.safetensors"} if kind == "prompt" else set()
+    assert {path.name for path in directory.iterdir()} == start | {
+        "MODEL_CARD.md",
         "adapter",
         "config.resolved.yaml",
         "loss.png",
         "manifest.json",
         "metrics.jsonl",
+        "parity.jsonl",
         "predictions.test.jsonl",
+        "report.html",
         "report.json",
         "samples.jsonl",
+        "scores.png",
     }
     assert {path.name for path in (directory / "adapter").iterdir()} == {
         "adapter_config.json",
